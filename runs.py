@@ -1,0 +1,144 @@
+"""A run folder: flags, seed, commit and versions; CSV, JSONL and TensorBoard logs; atomic saves; resume.
+
+  flags.json   every flag, the command line, seed, commit, package versions, machine
+  log.jsonl    one object a line: {"step": ..., "loss": ...}; log.csv the same as a table
+  state.pt     all that --resume needs, replaced atomically
+  ckpt.pt      the policy (policy.py), replaced atomically
+"""
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr")
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be used; the message says what is wrong and what to do."""
+
+
+def cli(main):
+    """Run main(); a BadInput becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except BadInput as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def atomic(path, write):
+    """write(file) into a temporary file beside path, fsync, rename: path is the old or the new one, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, path)
+    except BaseException:
+        os.unlink(tmp)
+        raise
+
+
+def save_torch(path, state):
+    """torch.save, atomically. state: tensors and plain containers only, so that load_torch can read it."""
+    atomic(path, lambda f: torch.save(state, f))
+
+
+def load_torch(path, map_location="cpu"):
+    """Read a file of save_torch without unpickling code (weights_only). Raises BadInput if it is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as e:      # torch raises many kinds on a corrupt or foreign file
+        raise BadInput(f"{path} is not a checkpoint of this project, or is damaged ({type(e).__name__})") from e
+
+
+def commit():
+    """The git commit of the code, with + if the tree has changes; 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = lambda *a: subprocess.run(["git", "-C", here, *a], capture_output=True, text=True, check=True).stdout.strip()
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions():
+    """Versions of the packages that decide results, and the machine."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return {"python": platform.python_version(), **found, "machine": platform.machine(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads()}
+
+
+class Run:
+    """A run folder. Logging keeps only rows up to the step that was resumed from, so no step appears twice."""
+
+    def __init__(self, out, flags, *, resume_step=None):
+        self.out = Path(out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if resume_step is None:
+            about = {"flags": flags, "command": sys.argv, "commit": commit(), "versions": versions()}
+            atomic(self.out / "flags.json", lambda f: f.write(json.dumps(about, indent=1, default=str).encode()))
+        self.rows = [] if resume_step is None else [r for r in read_log(self.out) if r["step"] <= resume_step]
+        atomic(self.out / "log.jsonl", lambda f: f.writelines((json.dumps(r) + "\n").encode() for r in self.rows))
+        self.jsonl = open(self.out / "log.jsonl", "a")
+        from torch.utils.tensorboard import SummaryWriter      # slow to import: only when a run starts
+        self.board = SummaryWriter(self.out, purge_step=None if resume_step is None else resume_step + 1)
+
+    def log(self, step, **numbers):
+        """Append one row {step, name: float}."""
+        row = {"step": step, **{k: round(float(v), 6) for k, v in numbers.items()}}
+        self.rows.append(row)
+        print(json.dumps(row), file=self.jsonl, flush=True)
+        for k, v in numbers.items():
+            self.board.add_scalar(k, v, step)
+
+    def column(self, name):
+        """(steps, values) of the rows that hold name."""
+        pairs = [(r["step"], r[name]) for r in self.rows if name in r]
+        return [p[0] for p in pairs], [p[1] for p in pairs]
+
+    def close(self):
+        """Write log.csv and close the logs."""
+        self.write_csv()
+        self.jsonl.close()
+        self.board.close()
+
+    def write_csv(self):
+        names = list(dict.fromkeys(k for r in self.rows for k in r))
+        text = io.StringIO()
+        table = csv.DictWriter(text, names)
+        table.writeheader()
+        table.writerows(self.rows)
+        atomic(self.out / "log.csv", lambda f: f.write(text.getvalue().encode()))
+
+
+def read_log(out):
+    """Rows of log.jsonl; a last line cut short by a kill is dropped."""
+    path = Path(out) / "log.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

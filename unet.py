@@ -1,0 +1,80 @@
+"""The generator G_theta(o, z): a conditional 1-D U-Net over the action chunk (arXiv 2604.03540, Table VIII).
+
+Latents (B, K, T_p, D_a) in, chunks (B, K, T_p, D_a) out, one pass. The condition (B, C) enters every residual
+block as a FiLM scale and bias; its projection is computed once per observation and shared by the K hypotheses.
+There is no time embedding: nothing is iterated.
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+KERNEL, GROUPS = 5, 8
+
+
+class ConvBlock(nn.Sequential):
+    """Conv1d, GroupNorm, activation: (N, C_in, T) -> (N, C_out, T)."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__(nn.Conv1d(c_in, c_out, KERNEL, padding=KERNEL // 2), nn.GroupNorm(GROUPS, c_out), nn.SiLU())
+
+
+class ResBlock(nn.Module):
+    """Two ConvBlocks with FiLM between them and a skip: (N, C_in, T), film (B, 2 C_out) -> (N, C_out, T), N = B K."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.first, self.second = ConvBlock(c_in, c_out), ConvBlock(c_out, c_out)
+        self.skip = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x, film):
+        scale, bias = film.unsqueeze(-1).chunk(2, dim=1)                       # (B, C_out, 1) each
+        h = self.first(x)
+        h = h.unflatten(0, (len(film), -1)) * (1 + scale.unsqueeze(1)) + bias.unsqueeze(1)   # (B, K, C_out, T)
+        return self.second(h.flatten(0, 1)) + self.skip(x)
+
+
+class UNet1d(nn.Module):
+    """Conditional 1-D U-Net.
+
+    D_a: action size; cond_dim: size C of the condition; dims: channels per level, each halving T (all but the
+    last). T_p must be a multiple of 2 ** (len(dims) - 1).
+    """
+
+    def __init__(self, D_a, cond_dim, dims=(512, 1024, 2048)):
+        super().__init__()
+        dims = tuple(dims)
+        if not dims or any(c <= 0 or c % GROUPS for c in dims):
+            raise ValueError(f"dims {dims}: every channel count must be a positive multiple of {GROUPS}")
+        self.dims, ins = dims, (D_a,) + dims[:-1]
+        self.down = nn.ModuleList(nn.ModuleList([ResBlock(i, o), ResBlock(o, o)]) for i, o in zip(ins, dims))
+        self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in dims[:-1])
+        self.mid = nn.ModuleList(ResBlock(dims[-1], dims[-1]) for _ in range(2))
+        self.up = nn.ModuleList(nn.ModuleList([ResBlock(2 * o, i), ResBlock(i, i)])
+                                for i, o in reversed(list(zip(ins[1:], dims[1:]))))
+        self.grow = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in reversed(dims[:-1]))
+        self.out = nn.Sequential(ConvBlock(dims[0], dims[0]), nn.Conv1d(dims[0], D_a, 1))
+
+        self.film_sizes = [2 * b.second[0].out_channels for b in self.modules() if isinstance(b, ResBlock)]
+        self.film = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, sum(self.film_sizes)))   # every block's FiLM at once
+
+    def forward(self, z, cond):
+        """z (B, K, T_p, D_a) or (B, T_p, D_a), cond (B, C) -> same shape as z."""
+        T_p, D_a = z.shape[-2:]
+        if T_p % 2 ** (len(self.dims) - 1):
+            raise ValueError(f"T_p = {T_p} cannot be halved {len(self.dims) - 1} times: choose a multiple of "
+                             f"{2 ** (len(self.dims) - 1)}, or fewer levels in --dims")
+        film = iter(self.film(cond).split(self.film_sizes, dim=-1))            # (B, 2 C_out) per block
+        x = z.reshape(-1, T_p, D_a).transpose(1, 2)                            # (N, D_a, T_p), N = B K
+        skips = []
+        for i, (a, b) in enumerate(self.down):
+            x = b(a(x, next(film)), next(film))
+            if i < len(self.shrink):
+                skips.append(x)
+                x = self.shrink[i](x)
+        skips.append(x)
+        for block in self.mid:
+            x = block(x, next(film))
+        for (a, b), grow in zip(self.up, self.grow):
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = grow(b(a(x, next(film)), next(film)))
+        return self.out(x).transpose(1, 2).reshape(z.shape)
