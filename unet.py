@@ -57,12 +57,17 @@ class UNet1d(nn.Module):
         self.film_sizes = [2 * b.second[0].out_channels for b in self.modules() if isinstance(b, ResBlock)]
         self.film = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, sum(self.film_sizes)))   # every block's FiLM at once
 
+    def check_horizon(self, T_p):
+        """Raise ValueError if T_p cannot be halved at every level."""
+        n = len(self.dims) - 1
+        if T_p % 2 ** n:
+            raise ValueError(f"T_p = {T_p} cannot be halved {n} times: choose a multiple of {2 ** n}, "
+                             "or fewer levels in --dims")
+
     def forward(self, z, cond):
         """z (B, K, T_p, D_a) or (B, T_p, D_a), cond (B, C) -> same shape as z."""
         T_p, D_a = z.shape[-2:]
-        if T_p % 2 ** (len(self.dims) - 1):
-            raise ValueError(f"T_p = {T_p} cannot be halved {len(self.dims) - 1} times: choose a multiple of "
-                             f"{2 ** (len(self.dims) - 1)}, or fewer levels in --dims")
+        self.check_horizon(T_p)
         film = iter(self.film(cond).split(self.film_sizes, dim=-1))            # (B, 2 C_out) per block
         x = z.reshape(-1, T_p, D_a).transpose(1, 2)                            # (N, D_a, T_p), N = B K
         skips = []

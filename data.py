@@ -1,0 +1,484 @@
+"""Demonstrations: finding, checking and reading them, and cutting them into windows.
+
+A window is T_p consecutive steps of one episode. The policy sees its first T_o observations, is fitted to all T_p
+actions, and at run time executes T_a of the actions it predicts: a[T_o-1 : T_o-1+T_a] (Eq. 22). Push-T:
+
+    step        0    1    2    3    4    5    6    7    8    9   ...   15
+    obs        |- T_o -|
+    action     |------------------------- T_p = 16 -----------------------|
+    executed        |--------------- T_a = 8 -------------|
+                    now = T_o - 1; the other actions are fitted but not executed
+
+Windows begin up to T_o-1 steps before an episode and end up to T_a-1 steps after it; there the first or the last
+step is repeated. A batch is the pair (obs (B, T_o, obs_dim), action (B, T_p, D_a)), float32, in the data's units.
+
+    python data.py download pusht        fetch the official demonstrations into the cache
+    python data.py info                  describe them and draw a picture
+"""
+import argparse
+import contextlib
+import hashlib
+import http.client
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from envs import TASKS, check_horizons, task_named
+from runs import BadInput, atomic, cli
+
+NAMES = ("action", "obs", "state", "keypoint", "episode_ends")      # arrays that loading reads; never img
+COMPRESSORS = {None, "blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma"}     # none of them runs code from the data
+# sha256 of each array's bytes in C order: independent of chunking, compression and zip tool.
+SHA256 = {"pusht_cchi_v7_replay.zarr": {
+    "data/action": "6691b085749144b8db1aede97a80fb380afd08953fcd03660b441d0ffe9d6a8f",
+    "data/state": "dcdc539bfdba9fc01cba8d2fe91cc580539ec046a88b0ffbe91be5511948d4dc",
+    "data/keypoint": "2419980734c1d41050f8fbf7513031e6e784168bafbe42bcec81fdebe44c6611",
+    "meta/episode_ends": "82db02e667c59a83fedb211ab9b84182591b75009df1385210d5235197f93d72",
+    "data/img": "3f7650895d1a500d7162b10475df689731f4fece2b15eaf7d913a560c2a0783d",
+    "data/n_contacts": "3e4258a61c21da4af3257269d3300b5128f04ba3ad34ebd0d0e709489ca854d4"}}
+UNUSED = {"data/img", "data/n_contacts"}    # never loaded, so an archive may lack them
+LIMIT = 2 ** 30         # bytes; no archive, its unpacked content, or single chunk that we read comes near
+
+
+@dataclass
+class Episodes:
+    """Demonstrations, episode after episode: obs (N, obs_dim), action (N, D_a) float32; ends (E,) int64, cumulative."""
+    obs: np.ndarray
+    action: np.ndarray
+    ends: np.ndarray
+    path: Path
+
+    def __len__(self):
+        return len(self.ends)
+
+    @property
+    def lengths(self):
+        """(E,) steps of each episode."""
+        return np.diff(self.ends, prepend=0)
+
+
+# ---- finding and reading -------------------------------------------------------------------------------------------
+
+def cache():
+    """The folder that downloads go to: $DRIFT_CACHE, or ~/.cache/drift."""
+    return Path(os.environ.get("DRIFT_CACHE") or Path.home() / ".cache" / "drift")
+
+
+def is_zarr(folder):
+    return folder.suffix == ".zarr" or (folder / ".zgroup").exists() or (folder / "zarr.json").exists()
+
+
+@contextlib.contextmanager
+def refusing(message):
+    """Turn any error inside into BadInput: the libraries raise many kinds on foreign or damaged data."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as e:
+        raise BadInput(f"{message} ({type(e).__name__}): copy or download it again") from e
+
+
+def find(task, path=None):
+    """The task's data: path, else $DRIFT_DATA, the cache, demos/ beside this file. BadInput if there is none.
+
+    path: a file, a zarr folder, or a folder that holds one of task.data. If it is given, nothing else is tried.
+    """
+    given = os.environ.get("DRIFT_DATA")
+    named = path or given
+    if named and not Path(named).expanduser().exists():
+        raise BadInput(f"{'' if path else 'DRIFT_DATA='}{named}: no such file or folder")
+    places = [path] if path else [p for p in (given, cache(), Path(__file__).parent / "demos") if p]
+    for place in (Path(p).expanduser() for p in places):
+        if place.is_file() or is_zarr(place) and place.is_dir():
+            return place
+        for name in task.data:
+            if (place / name).exists():
+                return place / name
+    fetch = f"run `python data.py download {task.name}` or give" if task.url else "give"
+    raise BadInput(f"no {task.name} data ({' or '.join(task.data)}) in {', '.join(map(str, places))}: "
+                   f"{fetch} the path of the data")
+
+
+def zarr_array(path, name):
+    """One array of a zarr v2 folder or zip, opened but not read. BadInput unless it is whole and safe to read.
+
+    The checks come before the zarr library sees the data, because it would let three things pass: missing chunks
+    are filled with fill_value, a Blosc chunk cut short is decoded into noise, a pickle filter runs code.
+    """
+    import zarr                                                     # slow to import
+    where, again = f"{path}: array {name}", "copy or download the data again"
+    with refusing(f"{where} cannot be opened"):
+        folder = (zipfile.Path(path) if path.is_file() else path).joinpath(*name.split("/"))
+        meta = json.loads((folder / ".zarray").read_bytes())
+        dtype, chunks, shape = meta["dtype"], meta["chunks"], meta["shape"]
+        codec = (meta["compressor"] or {}).get("id")
+        if not (isinstance(dtype, str) and re.fullmatch(r"[<>|][fiu][1248]", dtype)):
+            raise BadInput(f"{where} has dtype {dtype}: only plain numbers are read")
+        if meta.get("filters") or codec not in COMPRESSORS:
+            used = [codec] + [f.get("id") for f in meta.get("filters") or []]
+            raise BadInput(f"{where} is encoded with {used}: write it with Blosc and no filters")
+        nbytes = math.prod(chunks) * np.dtype(dtype).itemsize
+        if not shape or len(shape) != len(chunks) or min(chunks) < 1 or nbytes > LIMIT:
+            raise BadInput(f"{where} has shape {shape} in chunks {chunks}: not a layout that can be read")
+        for place in itertools.product(*(range(math.ceil(s / c)) for s, c in zip(shape, chunks))):
+            key = meta.get("dimension_separator", ".").join(map(str, place))
+            chunk = folder.joinpath(*key.split("/"))
+            if not chunk.is_file():
+                raise BadInput(f"{where} lacks chunk {key}: the data is incomplete, {again}")
+            if codec == "blosc":        # header: sizes of the content and of the chunk itself, at bytes 4 and 12
+                b = chunk.read_bytes()
+                if len(b) < 16 or [int.from_bytes(b[i:i + 4], "little") for i in (4, 12)] != [nbytes, len(b)]:
+                    raise BadInput(f"{where}: chunk {key} is cut short or damaged, {again}")
+        store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else str(path)
+        return zarr.open_array(store, path=name, mode="r", zarr_format=2)
+
+
+def read(path, names=None):
+    """{name: array} of a zarr folder, .zarr.zip or .npz; only the names given, if any. Raises BadInput.
+
+    Names lose zarr's data/ and meta/, of which only NAMES are read. A missing array is no error here: assemble()
+    says which ones it needs.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(f"{path}: no such file or folder")
+    if path.is_file() and not path.name.endswith(".zip"):
+        with refusing(f"{path} is not an npz file of plain numbers, or is damaged"):
+            with np.load(path, allow_pickle=False) as f:
+                return {k: f[k] for k in f.files if names is None or k in names}
+    with refusing(f"{path} is damaged"):
+        root = zipfile.Path(path) if path.is_file() else path
+        if not root.joinpath(".zgroup").exists():
+            raise BadInput(f"{path} is not a zarr version 2 group (it has no .zgroup)")
+        found = sorted(f"{group}/{a.name}" for group in ("data", "meta") if root.joinpath(group).is_dir()
+                       for a in root.joinpath(group).iterdir())
+        return {n[5:]: zarr_array(path, n)[...] for n in found if n[5:] in NAMES and (names is None or n[5:] in names)}
+
+
+def assemble(arrays, task, path):
+    """Episodes from the arrays of read(), sizes and episode ends checked against the task. Raises BadInput.
+
+    Observations are, by what there is: key points and state[:, :2], the agent (Diffusion Policy's Push-T); obs;
+    task.obs_from_state(state).
+    """
+    def need(*names):
+        if missing := [n for n in names if n not in arrays]:
+            raise BadInput(f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays) or 'no arrays'})")
+        for n in names:
+            if arrays[n].dtype.kind not in "fiu":
+                raise BadInput(f"{path}: {n} has dtype {arrays[n].dtype}: only plain numbers are read")
+        return [arrays[n] for n in names]
+
+    action, ends = need("action", "episode_ends")
+    if "keypoint" in arrays:
+        parts = need("keypoint", "state")
+        if len(parts[0]) != len(parts[1]) or parts[1].ndim != 2:
+            raise BadInput(f"{path}: keypoint {parts[0].shape} and state {parts[1].shape} do not belong together")
+        obs = np.concatenate([parts[0].reshape(len(parts[0]), math.prod(parts[0].shape[1:])), parts[1][:, :2]], 1)
+    elif "obs" in arrays or not task.obs_from_state:
+        obs, = need("obs")
+    else:
+        state, = need("state")
+        try:
+            obs = task.obs_from_state(state)
+        except (IndexError, ValueError) as e:
+            raise BadInput(f"{path}: state {state.shape} is not a state of {task.name}") from e
+    for name, a, size in (("observations", obs, task.obs_dim), ("actions", action, task.D_a)):
+        if a.ndim != 2 or a.shape[1] != size:
+            raise BadInput(f"{path}: {name} have shape {a.shape}, {task.name} needs (steps, {size})")
+    if len(obs) != len(action):
+        raise BadInput(f"{path}: {len(obs)} observations but {len(action)} actions")
+    if not len(action) or not ends.size:
+        raise BadInput(f"{path} is empty: {len(action)} steps, {ends.size} episodes")
+    if ends.ndim != 1 or ends.dtype.kind not in "iu":
+        raise BadInput(f"{path}: episode_ends must be one row of integers, not {ends.dtype} {ends.shape}")
+    ends = ends.astype(np.int64)
+    if (np.diff(ends, prepend=0) < 1).any() or ends[-1] != len(action):
+        raise BadInput(f"{path}: episode_ends must rise from above 0 to the {len(action)} steps there are; "
+                       f"it has {ends[:3].tolist()} ... {ends[-1]}")
+    with np.errstate(over="ignore"):    # a float64 too large becomes inf, which load() refuses
+        return Episodes(obs.astype(np.float32), action.astype(np.float32), ends, Path(path))
+
+
+def load(task, path=None, episodes=None):
+    """The task's Episodes, from find(task, path); only the first `episodes`, if given. Raises BadInput."""
+    path = find(task, path)
+    ep = assemble(read(path, NAMES), task, path)
+    for name, a in (("observation", ep.obs), ("action", ep.action)):
+        if len(bad := np.flatnonzero(~np.isfinite(a).all(1))):
+            e = np.searchsorted(ep.ends, bad[0], "right")
+            raise BadInput(f"{path}: the {name} of step {bad[0]} (episode {e}) is NaN or infinite, "
+                           f"{len(bad)} such steps in all: mend the data or leave those episodes out")
+    if episodes is not None:
+        if not 1 <= episodes <= len(ep):
+            raise BadInput(f"{path} has {len(ep)} episodes: cannot keep the first {episodes}")
+        n = ep.ends[episodes - 1]
+        ep = Episodes(ep.obs[:n], ep.action[:n], ep.ends[:episodes], path)
+    return ep
+
+
+def save_npz(path, **arrays):
+    """Write a compressed npz, atomically. read() and load() take it back."""
+    atomic(path, lambda f: np.savez_compressed(f, **arrays))
+
+
+# ---- windows -------------------------------------------------------------------------------------------------------
+
+class Chunks:
+    """All windows of the episodes, gathered on the device. The windows of Diffusion Policy's SequenceSampler.
+
+    obs (N, obs_dim), action (N, D_a) float32; index (n, T_p) int64: the step at each place of each window. An
+    episode of L steps has windows from step -(T_o-1) to L - T_p + T_a - 1; with fewer than T_p - T_a - T_o + 2
+    steps it has none. Raises BadInput on horizons that break Eq. 23, and if no window is left.
+    """
+
+    def __init__(self, episodes, T_o, T_p, T_a, device="cpu"):
+        check_horizons(T_o, T_p, T_a)
+        self.T_o, L = T_o, episodes.lengths
+        n = np.maximum(L - T_p + T_a + T_o - 1, 0)                                  # (E,) windows of each episode
+        if not n.sum():
+            raise BadInput(f"{episodes.path}: the longest episode has {L.max()} steps, too few for T_p {T_p} "
+                           f"with T_o {T_o}, T_a {T_a}: lower --T-p")
+        e = np.repeat(np.arange(len(L)), n)[:, None]                                # (n, 1) episode of each window
+        start = np.arange(n.sum())[:, None] - (n.cumsum() - n)[e] - (T_o - 1)       # (n, 1) counted in the episode
+        inside = np.clip(start + np.arange(T_p), 0, L[e] - 1)                       # (n, T_p) repeats at the borders
+        self.index = torch.from_numpy(inside + (episodes.ends - L)[e]).to(device)
+        self.obs = torch.from_numpy(episodes.obs).to(device)
+        self.action = torch.from_numpy(episodes.action).to(device)
+
+    def __len__(self):
+        return len(self.index)
+
+    def batch(self, i):
+        """i (B,) window numbers -> (obs (B, T_o, obs_dim), action (B, T_p, D_a))."""
+        index = self.index[i]
+        return self.obs[index[:, :self.T_o]], self.action[index]
+
+    def order(self, epoch, seed):
+        """A permutation of all windows, fixed by (seed, epoch): a resumed run sees the same batches. Both >= 0."""
+        return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(self))).to(self.index.device)
+
+
+# ---- python data.py download ---------------------------------------------------------------------------------------
+
+def fetch(url, part):
+    """Download url into the file part, going on from the bytes it holds. BadInput keeps them for the next try."""
+    for have in (part.stat().st_size if part.exists() else 0, 0):
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                if answer.status != 206:                            # the server ignores Range and sends all
+                    have = 0
+                elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                    raise BadInput(f"{url}: the server resumes at a wrong place: delete {part} and try again")
+                size = answer.headers.get("Content-Length")
+                size = have + int(size) if size else None
+                with open(part, "ab" if have else "wb") as f, tqdm(
+                        total=size, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+                    while b := answer.read(1 << 16):
+                        bar.update(f.write(b))
+                        if f.tell() > LIMIT:
+                            raise BadInput(f"{url}: more than {LIMIT} bytes, not the archive: delete {part}")
+            if size and part.stat().st_size < size:
+                raise ConnectionError(f"ended after {part.stat().st_size} of {size} bytes")
+            return
+        except urllib.error.HTTPError as e:
+            if e.code != 416 or not have:
+                raise BadInput(f"{url}: the server answers {e.code} {e.reason}") from e
+            if e.headers.get("Content-Range") == f"bytes */{have}":
+                return                                              # part is already the whole file
+        except BadInput:
+            raise
+        except (OSError, ValueError, http.client.HTTPException) as e:
+            raise BadInput(f"{url}: download failed ({e}): run the command again to resume {part}") from e
+
+
+def unpack(archive, name, to):
+    """Unpack the zarr folder called name, wherever in the zip it is, to the folder `to`. Raises BadInput.
+
+    An archive with any path or link that could lead outside, or of absurd size, is refused as a whole.
+    """
+    try:
+        with zipfile.ZipFile(archive) as z:
+            for i in z.infolist():
+                p = PurePosixPath(i.filename)
+                if p.is_absolute() or ".." in p.parts or re.search(r"[\\:]", i.filename) or \
+                        stat.S_ISLNK(i.external_attr >> 16):
+                    raise BadInput(f"{archive}: refused, its entry {i.filename!r} is a link or leads outside")
+            if sum(i.file_size for i in z.infolist()) > LIMIT or len(z.infolist()) > 100_000:
+                raise BadInput(f"{archive}: refused, it would unpack to more than {LIMIT} bytes or 100000 files")
+            roots = [PurePosixPath(n).parent for n in z.namelist() if f"/{n}".endswith(f"/{name}/.zgroup")]
+            if not roots:
+                raise BadInput(f"{archive} holds no {name}")
+            for i in z.infolist():
+                p = PurePosixPath(i.filename)
+                if p.is_relative_to(roots[0]) and not i.is_dir():
+                    out = to / p.relative_to(roots[0])
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    with z.open(i) as source, open(out, "wb") as f:
+                        shutil.copyfileobj(source, f)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:    # RuntimeError: encrypted
+        raise BadInput(f"{archive} cannot be unpacked ({e})") from e
+
+
+def verify(path, table):
+    """Compare each array of a zarr folder with its sha256 in table. Raises BadInput on the first difference."""
+    for name, wanted in table.items():
+        if name in UNUSED and not (path / name).exists():
+            continue
+        a, sha = zarr_array(path, name), hashlib.sha256()
+        with refusing(f"{path}: {name} is damaged"):
+            for i in range(0, a.shape[0], a.chunks[0]):             # img is 2.8 GB unpacked: one chunk at a time
+                sha.update(np.ascontiguousarray(a[i:i + a.chunks[0]]))
+        if sha.hexdigest() != wanted:
+            raise BadInput(f"{path}: {name} differs from the official data (sha256 {sha.hexdigest()})")
+
+
+def download(task, to=None, url=None):
+    """Fetch, unpack, verify and install a task's official data -> its path. Raises BadInput.
+
+    The data appears under its name only when all is well, and nothing that was there before is deleted. An archive
+    that fails is set aside as .bad, so that the next download starts afresh.
+    """
+    to, url, name = Path(to).expanduser() if to else cache(), url or task.url, task.data[0]
+    final, part = to / name, to / f"{name}.zip.part"
+    if not url.startswith(("http://", "https://")):
+        raise BadInput(f"{url}: not an http or https address")
+    if final.exists():
+        try:
+            verify(final, SHA256[name])
+        except BadInput as e:
+            raise BadInput(f"{e}: move it away to download the data") from e
+        return final
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        fetch(url, part)
+        with tempfile.TemporaryDirectory(dir=to, prefix=".unpack") as new:
+            try:
+                unpack(part, name, Path(new) / name)
+                verify(Path(new) / name, SHA256[name])
+            except BadInput as e:
+                bad = part.replace(part.with_suffix(".bad"))
+                why = str(e).replace(f"{new}{os.sep}", "")          # that folder is about to vanish
+                raise BadInput(f"not installed: {why}; the archive is kept as {bad}") from e
+            (Path(new) / name).replace(final)
+        part.unlink()
+    except OSError as e:
+        raise BadInput(f"cannot write to {to} ({e})") from e
+    return final
+
+
+# ---- python data.py info -------------------------------------------------------------------------------------------
+
+def ranges(a):
+    """(lo, mean, hi, bad), each (D,): range by dimension without NaN and infinity, and how many of those there are."""
+    a = a.reshape(len(a), -1).astype(np.float64) if a.ndim else a.reshape(1, 1).astype(np.float64)
+    bad = ~np.isfinite(a)
+    a[bad] = np.nan
+    with np.errstate(invalid="ignore"):                             # a dimension of nothing but NaN: 0 / 0
+        return np.fmin.reduce(a), np.nansum(a, 0) / (~bad).sum(0), np.fmax.reduce(a), bad.sum(0)
+
+
+def draw(out, title, lengths, arrays, pusht=None):
+    """PNG of up to three arrays' ranges, or for Push-T of agent, T and actions, with a histogram of episode lengths."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg     # slow to import; Agg needs no display
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(11, 9.5), layout="constrained")
+    FigureCanvasAgg(fig)
+    fig.suptitle(title)
+    *axes, last = fig.subplots(2, 2).flat
+    last.set(title="Episode lengths", xlabel="steps", ylabel="episodes")
+    if len(lengths):
+        last.hist(lengths, bins=30)
+        last.axvline(lengths.mean(), color="black", lw=1, label=f"mean {lengths.mean():.1f}")
+        last.legend()
+    if pusht:
+        for o in np.split(pusht.obs, pusht.ends[:-1]):
+            axes[0].plot(o[:, 18], o[:, 19], lw=0.4, alpha=0.5, color="tab:blue")
+        axes[0].plot(*pusht.obs[pusht.ends - lengths, 18:].T, ".", color="black", ms=3, label="start")
+        axes[0].legend(loc="upper right")
+        points = pusht.obs[pusht.ends - 1, :18].reshape(-1, 2)
+        axes[1].scatter(*points.T, c=np.tile(np.arange(9), len(pusht)), s=5, cmap="tab10")
+        action = pusht.action[np.isfinite(pusht.action).all(1)]
+        count = axes[2].hist2d(*action.T, bins=64, range=[(0, 512)] * 2, cmin=1, cmap="viridis_r")
+        fig.colorbar(count[3], ax=axes[2], label="steps")
+        titles = "Paths of the agent", "The T's key points when episodes end", "Actions: where the agent is sent"
+        for ax, name in zip(axes, titles):
+            ax.set(title=name, xlim=(0, 512), ylim=(512, 0), aspect="equal", xlabel="x (pixels)", ylabel="y (pixels)")
+        return atomic(out, lambda f: fig.savefig(f, format="png", dpi=110))
+    for ax, (name, a) in zip(axes, arrays.items()):
+        lo, mean, hi, _ = ranges(a)
+        ax.vlines(np.arange(len(lo)), lo, hi, color="tab:blue", lw=3)
+        ax.plot(mean, "_", color="black", label="mean")
+        ax.set(title=f"{name}: range and mean", xlabel="dimension", ylabel="units of the data")
+    for ax in axes[len(arrays):]:
+        ax.axis("off")
+    atomic(out, lambda f: fig.savefig(f, format="png", dpi=110))
+
+
+def info(task, path=None, png=None):
+    """Print what is in the data and draw it. NaN is reported, not refused; data that fits no task is shown as it is."""
+    path = find(task, path)
+    arrays, ep = read(path), None
+    print(path)
+    try:
+        ep = assemble(arrays, task, path)
+        arrays, ends = {"obs": ep.obs, "action": ep.action}, ep.ends
+    except BadInput as e:
+        print(f"not {task.name} data: {e}")
+        ends = arrays.get("episode_ends", np.zeros(0, int))
+    L = np.diff(ends, prepend=0) if ends.ndim == 1 and ends.dtype.kind in "iu" else np.zeros(0, int)
+    if len(L):
+        print(f"{len(L)} episodes, {L.sum()} steps, length {L.min()} / {L.mean():.1f} / {L.max()} (min / mean / max)")
+    print("by dimension: minimum, mean, maximum")
+    arrays = {k: a for k, a in arrays.items() if a.dtype.kind in "fiub" and a.size}
+    for name, a in arrays.items():
+        print(name, a.shape, a.dtype)
+        for d, (lo, mean, hi, bad) in enumerate(zip(*ranges(a))):
+            print(f"  {d:3d}  {lo:10.4g} {mean:10.4g} {hi:10.4g}" + ("  constant" if lo == hi else "")
+                  + (f"  {bad} values are NaN or infinite" if bad else ""))
+    png = Path(png or f"{path.stem}.png")
+    try:
+        draw(png, path.name, L, {k: a for k, a in arrays.items() if a.ndim == 2}, ep if task.name == "pusht" else None)
+    except OSError as e:
+        raise BadInput(f"cannot write {png} ({e})") from e
+    print(f"drawn: {png}")
+
+
+def main():
+    form = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    parser = argparse.ArgumentParser(description="Demonstrations: download them, describe them.", **form)
+    sub = parser.add_subparsers(dest="command", required=True)
+    d = sub.add_parser("download", help="fetch a task's official demonstrations and verify them", **form)
+    d.add_argument("task", choices=[t.name for t in TASKS.values() if t.url], help="task")
+    d.add_argument("--to", metavar="DIR", help="folder to install in (None: $DRIFT_CACHE or ~/.cache/drift)")
+    d.add_argument("--url", help="archive to fetch (None: the official one)")
+    i = sub.add_parser("info", help="describe demonstrations and draw a picture", **form)
+    i.add_argument("path", nargs="?", help="npz, zarr folder or folder of data (None: searched for as in training)")
+    i.add_argument("--task", default="pusht", help="task whose sizes the data is read with")
+    i.add_argument("--png", metavar="OUT", help="picture to write (None: the data's name .png, in this folder)")
+    a = parser.parse_args()
+    if a.command == "download":
+        print(download(TASKS[a.task], a.to, a.url))
+    else:
+        info(task_named(a.task), a.path, a.png)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,174 @@
+"""Tasks as one table, and their simulators behind one interface: chunks of actions in, observation histories out.
+
+Push-T follows Diffusion Policy's low-dimensional protocol: nine key points of the T and the agent's position, 20
+numbers; 300 steps; score = the highest min(coverage / 0.95, 1) reached; start states from seed 100000 on.
+"""
+from dataclasses import dataclass
+from typing import Callable
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from runs import BadInput
+
+# The nine key points of Diffusion Policy's data, fixed in the T's own frame; pixels of the 512 x 512 scene.
+PUSHT_KEYPOINTS = np.array([
+    [9.26979, 90.04097], [-60.98347, -1.18673], [60.91276, -1.39336], [-0.27050, 25.54363], [-14.06493, 122.81585],
+    [39.00274, 32.85740], [-39.96641, 32.72966], [-16.82434, 62.86318], [23.54146, -1.70029]])
+
+
+def pusht_obs(state):
+    """Key-point observation of Push-T states: (..., 5) agent x, y, T x, y, angle -> (..., 20) key points, agent."""
+    state = np.asarray(state)
+    cos, sin = np.cos(state[..., 4, None]), np.sin(state[..., 4, None])
+    x, y = PUSHT_KEYPOINTS.T
+    points = np.stack([cos * x - sin * y, sin * x + cos * y], -1) + state[..., None, 2:4]     # (..., 9, 2)
+    return np.concatenate([points.reshape(*state.shape[:-1], 18), state[..., :2]], -1).astype(np.float32)
+
+
+def pusht_start(seed):
+    """Diffusion Policy's start state for a seed: agent x, y, T x, y (pixels), angle (radians)."""
+    rs = np.random.RandomState(seed)
+    return np.array([rs.randint(50, 450), rs.randint(50, 450), rs.randint(100, 400), rs.randint(100, 400),
+                     rs.randn() * 2 * np.pi - np.pi], dtype=np.float64)
+
+
+class PushT(gym.Wrapper):
+    """gym-pusht with the 20-number observation. reset(seed=s) starts at pusht_start(s); reset(options={"state": v})
+    at exactly the recorded state v. Rewards min(coverage / 0.95, 1); terminates at coverage > 0.95; info["state"].
+    """
+
+    def __init__(self):
+        import gym_pusht.envs.pusht
+        super().__init__(gym_pusht.envs.pusht.PushTEnv(obs_type="state", render_mode="rgb_array",
+                                                       visualization_width=256, visualization_height=256))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (20,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self.unwrapped, seed=seed)
+        if seed is None:
+            seed = int(self.unwrapped.np_random.integers(2 ** 31))
+        # gym-pusht sets position before angle, which moves the T: its centre of mass is not its origin.
+        # Diffusion Policy's evaluation does the same, so these are its start states.
+        state, _ = self.env.reset(options={"reset_to_state": pusht_start(seed)})
+        if options and "state" in options:
+            state = self.set_state(options["state"])
+        return pusht_obs(state), {"state": state}
+
+    def set_state(self, state):
+        """Put agent and T where the data recorded them: angle first, then position, all velocities 0."""
+        sim = self.unwrapped
+        for body in (sim.agent, sim.block):
+            body.velocity, body.angular_velocity = (0, 0), 0
+        sim.agent.position = tuple(map(float, state[:2]))
+        sim.block.angle = float(state[4])
+        sim.block.position = tuple(map(float, state[2:4]))
+        sim.space.reindex_shapes_for_body(sim.block)
+        return sim.get_obs()
+
+    def step(self, action):
+        state, reward, terminated, truncated, info = self.env.step(np.asarray(action, np.float64))
+        return pusht_obs(state), float(reward), bool(terminated), truncated, {**info, "state": state}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: sizes, horizons (Eqs. 22, 23), simulator, data."""
+    name: str
+    env: Callable[[], gym.Env]     # single environment with flat observations and actions
+    obs_dim: int
+    D_a: int
+    T_o: int
+    T_p: int
+    T_a: int
+    steps: int                     # primitive steps an episode lasts
+    score: str                     # how an episode's rewards become its score: "max" or "sum"
+    data: tuple                    # file names looked for in each data folder, best first
+    obs_from_state: Callable = None   # recorded states -> observations, where data holds states
+    url: str = None                # official archive, for `python data.py download`
+
+
+TASKS = {t.name: t for t in (
+    Task("pusht", PushT, obs_dim=20, D_a=2, T_o=2, T_p=16, T_a=8, steps=300, score="max",
+         data=("pusht_cchi_v7_replay.zarr", "pusht.npz"), obs_from_state=pusht_obs,
+         url="https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"),
+)}
+
+
+def task_named(name):
+    """The task of that name. Raises BadInput with the known names."""
+    if name not in TASKS:
+        raise BadInput(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def check_horizons(T_o, T_p, T_a):
+    """Refuse horizons that break Eq. 23: T_o <= T_p and T_o - 1 + T_a <= T_p. Raises BadInput."""
+    if min(T_o, T_p, T_a) < 1:
+        raise BadInput(f"T_o {T_o}, T_p {T_p}, T_a {T_a}: each must be at least 1")
+    if T_o > T_p or T_o - 1 + T_a > T_p:
+        raise BadInput(f"T_o {T_o}, T_p {T_p}, T_a {T_a} breaks T_o - 1 + T_a <= T_p (Eq. 23): "
+                       f"lower --T-a to {max(T_p - T_o + 1, 1)} or raise --T-p")
+
+
+class Chunked(gym.Wrapper):
+    """Executes T_a actions a step and returns the last T_o observations.
+
+    action (T_a, D_a) -> obs (T_o, obs_dim), reward = the primitive rewards' sum. info["rewards"] (T_a,), NaN where
+    the episode had already ended; info["steps"] primitive steps run so far; info["success"], seen at any step.
+    record: info["states"] (T_a, S). film: `frames` keeps a picture of every primitive step. Once over, further
+    steps do nothing, so that a batch of episodes runs to its longest.
+    """
+
+    def __init__(self, env, T_o, T_a, steps, record=False, film=False):
+        super().__init__(env)
+        self.T_o, self.T_a, self.max_steps, self.record, self.film = T_o, T_a, steps, record, film
+        box, act = env.observation_space, env.action_space
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (T_o, *box.shape), box.dtype)
+        self.action_space = gym.spaces.Box(np.broadcast_to(act.low, (T_a, *act.shape)),
+                                           np.broadcast_to(act.high, (T_a, *act.shape)), dtype=act.dtype)
+
+    def reset(self, **kw):
+        obs, info = self.env.reset(**kw)
+        self.history, self.n, self.over, self.success = [obs] * self.T_o, 0, (False, False), False
+        self.state, self.frames = info.get("state"), [self.env.render()] if self.film else []
+        return np.stack(self.history), self._info([])
+
+    def _info(self, rewards, states=()):
+        padded = np.full(self.T_a, np.nan)
+        padded[:len(rewards)] = rewards
+        info = {"rewards": padded, "steps": self.n, "success": self.success}
+        if self.record:                                       # states before each action of this chunk
+            info["states"] = np.full((self.T_a, len(self.state)), np.nan)
+            info["states"][:len(states)] = states
+        return info
+
+    def step(self, chunk):
+        rewards, states = [], []
+        for action in chunk:
+            if any(self.over):
+                break
+            states.append(self.state)
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            self.n += 1
+            self.state = info.get("state")
+            self.success |= bool(info.get("is_success", False))
+            self.over = (terminated, truncated or self.n >= self.max_steps)
+            self.history = self.history[1:] + [obs]
+            rewards.append(reward)
+            if self.film:
+                self.frames.append(self.env.render())
+        return np.stack(self.history), float(sum(rewards)), *self.over, self._info(rewards, states)
+
+
+def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0):
+    """n environments of a task as one gymnasium vector environment of chunks, without autoreset.
+
+    workers: a process for each (True) or all in this one (False). record: info carries the states. show: the first
+    `show` environments keep their frames (needs workers=False).
+    """
+    def make(i):
+        return lambda: Chunked(task.env(), T_o or task.T_o, T_a or task.T_a, task.steps, record, film=i < show)
+    vector = AsyncVectorEnv if workers and n > 1 else SyncVectorEnv
+    return vector([make(i) for i in range(n)], autoreset_mode=AutoresetMode.DISABLED)

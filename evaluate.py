@@ -1,0 +1,141 @@
+"""Roll a policy out and score it: python evaluate.py ckpt.pt --episodes 50 --video out.gif
+
+Score: mean over episodes of the highest reward reached (Push-T) or of the return (locomotion). Start states are
+fixed by seeds 100000, 100001, ...; the latents z by --seed. Intervals: 95 % bootstrap over episodes.
+"""
+import argparse
+import json
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from envs import make_vec, task_named
+from policy import Policy
+from runs import BadInput, atomic, cli
+
+START_SEED = 100_000    # Diffusion Policy's first test seed
+
+
+@dataclass
+class Rollout:
+    """Episodes side by side. rewards (E, steps) and success (E,); NaN after an episode's end."""
+    rewards: np.ndarray
+    success: np.ndarray
+    actions: np.ndarray      # (E, steps, D_a) as executed, NaN after the end
+    states: np.ndarray       # (E, steps, S) before each action, if recorded
+    sim_s: float             # seconds in the simulator
+    net_s: np.ndarray        # seconds of each network call, all episodes in one batch
+    frames: list             # per shown episode, its frames (H, W, 3) uint8
+
+    def scores(self, how):
+        """Per-episode score (E,): "max" or "sum" of the rewards."""
+        return {"max": np.nanmax, "sum": np.nansum}[how](self.rewards, axis=1)
+
+
+def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
+    """One episode per start seed, all in one batch per network call, until the last is over.
+
+    seed draws the latents, one generator for all. show: keep frames of that many episodes. Returns a Rollout.
+    """
+    E, T_a = len(seeds), policy.T_a
+    env = make_vec(task, E, T_o=policy.T_o, T_a=T_a, workers=workers and not show, record=record, show=show)
+    low, high = env.single_action_space.low, env.single_action_space.high
+    generator = torch.Generator(policy.device).manual_seed(seed)
+    over = np.zeros(E, bool)
+    rewards, actions, states, net_s, sim_s = [], [], [], [], 0.0
+    try:
+        obs, info = env.reset(seed=[int(s) for s in seeds])
+        while not over.all():
+            t0 = time.perf_counter()
+            chunk = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=policy.device), generator=generator)
+            a = np.clip(policy.executed(chunk).cpu().numpy(), low, high)       # (E, T_a, D_a)
+            t1 = time.perf_counter()
+            obs, _, terminated, truncated, info = env.step(a)
+            net_s.append(t1 - t0)
+            sim_s += time.perf_counter() - t1
+            over |= terminated | truncated
+            rewards.append(info["rewards"])
+            actions.append(np.where(np.isnan(info["rewards"])[..., None], np.nan, a))
+            if record:
+                states.append(info["states"])
+        frames = [e.frames for e in env.envs[:show]] if show else []
+    finally:
+        env.close()
+    join = lambda parts: np.concatenate(parts, axis=1) if parts else np.empty(0)
+    return Rollout(join(rewards), np.asarray(info["success"], bool), join(actions), join(states), sim_s,
+                   np.array(net_s), frames)
+
+
+def bootstrap(values, n=10_000, seed=0):
+    """95 % percentile interval of the mean of values (E,), by n resamples."""
+    draws = np.random.default_rng(seed).choice(values, (n, len(values))).mean(1)
+    return tuple(np.quantile(draws, [0.025, 0.975]).tolist())
+
+
+def evaluate(policy, task, episodes=50, **kw):
+    """Score the policy over `episodes` fixed starts; kw as in `rollout`. Returns plain numbers and the Rollout."""
+    t0 = time.perf_counter()
+    r = rollout(policy, task, range(START_SEED, START_SEED + episodes), **kw)
+    scores = r.scores(task.score)
+    return {"score": scores.mean().item(), "score_95": bootstrap(scores),
+            "success": r.success.mean().item(), "success_95": bootstrap(r.success.astype(float)),
+            "episodes": episodes, "seconds": time.perf_counter() - t0, "simulator_s": r.sim_s,
+            "network_s": r.net_s.sum().item(), "network_ms": 1e3 * np.median(r.net_s).item(),
+            "scores": scores.round(4).tolist()}, r
+
+
+def line(result):
+    """One line for people."""
+    return ("score {score:.3f} [{score_95[0]:.3f}, {score_95[1]:.3f}]  success {success:.2f} [{success_95[0]:.2f}, "
+            "{success_95[1]:.2f}]  {episodes} episodes in {seconds:.1f} s (network {network_s:.1f} s, {network_ms:.1f} "
+            "ms a call for all)").format(**result)
+
+
+def save_gif(path, frames, every=3, columns=4):
+    """Tile episodes (lists of (H, W, 3) frames) into one GIF at 10 / every frames a second, sped up 3 times."""
+    from PIL import Image
+    n = max(map(len, frames))
+    frames = [f + [f[-1]] * (n - len(f)) for f in frames]                    # a finished episode holds its last frame
+    rows = [frames[i:i + columns] for i in range(0, len(frames), columns)]
+    blank = np.full_like(frames[0][0], 255)
+    tiles = []
+    for t in range(0, n, every):
+        grid = [[f[t] for f in row] + [blank] * (columns - len(row)) for row in rows]
+        image = np.concatenate([np.concatenate(row, 1) for row in grid], 0)
+        tiles.append(Image.fromarray(image).quantize(48))
+    atomic(path, lambda f: tiles[0].save(f, "GIF", save_all=True, append_images=tiles[1:], duration=100 * every // 3,
+                                         loop=0, optimize=True))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("ckpt", help="policy checkpoint: the ckpt.pt of a run folder")
+    p.add_argument("--task", help="refuse a checkpoint of any other task")
+    p.add_argument("--episodes", type=int, default=50, help="episodes, start seeds 100000 on")
+    p.add_argument("--seed", type=int, default=0, help="seed of the latents z")
+    p.add_argument("--raw", action="store_true", help="the raw weights, not the EMA's")
+    p.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
+    p.add_argument("--device", default="cpu", help="torch device of the network")
+    p.add_argument("--one-process", action="store_true", help="all simulators in this process")
+    p.add_argument("--video", help="write a GIF of the first --show episodes")
+    p.add_argument("--show", type=int, default=8, help="episodes in the GIF")
+    p.add_argument("--json", help="write the figures and every episode's score")
+    args = p.parse_args()
+    if args.episodes < 1:
+        raise BadInput("--episodes must be at least 1")
+    policy, _ = Policy.load(args.ckpt, args.device, ema=not args.raw, task=args.task)
+    policy.set_executed(args.T_a or policy.T_a)
+    result, r = evaluate(policy, task_named(policy.task), args.episodes, seed=args.seed,
+                         workers=not args.one_process, show=min(args.show, args.episodes) if args.video else 0)
+    print(line(result))
+    if args.video:
+        save_gif(args.video, r.frames)
+    if args.json:
+        atomic(args.json, lambda f: f.write(json.dumps({"ckpt": args.ckpt, "seed": args.seed, **result}).encode()))
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,120 @@
+"""The policy: normaliser, observation features and generator in one module, and its checkpoint file.
+
+One forward pass of the generator maps (o, z) to an action chunk (arXiv 2604.03540, Eqs. 6, 7, 22). Both trainers,
+the evaluator and the robot loop use this class and read the same file.
+"""
+import torch
+from torch import nn
+
+from runs import BadInput, load_torch, save_torch
+from unet import UNet1d
+
+FORMAT = "drift-policy-1"
+
+
+class Normalizer(nn.Module):
+    """Per-dimension min-max map to [-1, 1]; a dimension that is constant in the data maps to 0.
+
+    lo, hi (D,): bounds of the data. Buffers, never parameters: no optimiser may move them.
+    """
+
+    def __init__(self, lo, hi):
+        super().__init__()
+        self.register_buffer("lo", torch.as_tensor(lo, dtype=torch.float32).clone())
+        self.register_buffer("hi", torch.as_tensor(hi, dtype=torch.float32).clone())
+
+    def _affine(self):
+        half = (self.hi - self.lo) / 2
+        constant = half <= 1e-6 * (1 + self.lo.abs())      # float32 noise on a constant is not a range
+        return (self.hi + self.lo) / 2, torch.where(constant, torch.ones_like(half), half)
+
+    def forward(self, y):
+        """(..., D) in data units -> normalised."""
+        mid, half = self._affine()
+        return (y - mid) / half
+
+    def inverse(self, y):
+        """(..., D) normalised -> data units."""
+        mid, half = self._affine()
+        return y * half + mid
+
+
+class Policy(nn.Module):
+    """One-step policy. shape: dict of task, obs_dim, D_a, T_o, T_p, T_a, dims; obs_range, action_range: (lo, hi)."""
+
+    def __init__(self, shape, obs_range=None, action_range=None):
+        super().__init__()
+        self.shape = {**shape, "dims": list(shape["dims"])}
+        self.task, self.T_o, self.T_p, self.T_a = (shape[k] for k in ("task", "T_o", "T_p", "T_a"))
+        self.obs_dim, self.D_a = shape["obs_dim"], shape["D_a"]
+        self.norm_obs = Normalizer(*(obs_range or 2 * [torch.zeros(self.obs_dim)]))
+        self.norm_action = Normalizer(*(action_range or 2 * [torch.zeros(self.D_a)]))
+        try:
+            self.net = UNet1d(self.D_a, self.T_o * self.obs_dim, shape["dims"])
+            self.net.check_horizon(self.T_p)
+        except ValueError as e:
+            raise BadInput(str(e)) from e
+
+    @property
+    def device(self):
+        return self.norm_obs.lo.device
+
+    def features(self, obs):
+        """Observation history (B, T_o, obs_dim) in data units -> condition (B, C)."""
+        if obs.shape[1:] != (self.T_o, self.obs_dim):
+            raise BadInput(f"observations {tuple(obs.shape)} do not fit this policy: it takes "
+                           f"(B, {self.T_o}, {self.obs_dim})")
+        return self.norm_obs(obs).flatten(1)
+
+    def latent(self, *size, generator=None):
+        """z ~ N(0, I) of shape (*size, T_p, D_a)."""
+        return torch.randn(*size, self.T_p, self.D_a, device=self.device, generator=generator)
+
+    def forward(self, obs, z):
+        """Eq. 6: normalised chunks of shape z, (B, T_p, D_a) or (B, K, T_p, D_a), in one generator call."""
+        return self.net(z, self.features(obs))
+
+    def hypotheses(self, obs, K, *, generator=None):
+        """K normalised chunks per observation: obs (B, T_o, obs_dim) -> (B, K, T_p, D_a)."""
+        return self(obs, self.latent(len(obs), K, generator=generator))
+
+    @torch.inference_mode()
+    def act(self, obs, z=None, *, generator=None):
+        """One generator call: obs (B, T_o, obs_dim), z (B, T_p, D_a) or drawn -> chunk (B, T_p, D_a), action units."""
+        z = self.latent(len(obs), generator=generator) if z is None else z
+        return self.norm_action.inverse(self(obs, z))
+
+    def set_executed(self, T_a):
+        """Execute T_a steps of each chunk from now on. Raises BadInput if Eq. 23 forbids it."""
+        if T_a < 1 or self.T_o - 1 + T_a > self.T_p:
+            raise BadInput(f"T_a {T_a} with T_o {self.T_o}, T_p {self.T_p} breaks 1 <= T_a <= T_p - T_o + 1 (Eq. 23)")
+        self.T_a = T_a
+
+    def executed(self, chunk):
+        """Eq. 22: the slice that runs, (B, T_p, ...) -> (B, T_a, ...)."""
+        return chunk[:, self.T_o - 1:self.T_o - 1 + self.T_a]
+
+    def save(self, path, *, flags=None, ema=None, step=0):
+        """Write the checkpoint atomically: shape, flags, weights, EMA weights (a state dict), normaliser."""
+        save_torch(path, {"format": FORMAT, "shape": self.shape, "flags": flags or {}, "step": step,
+                          "weights": self.state_dict(), "ema": ema or {}})
+
+    @classmethod
+    def load(cls, path, device="cpu", *, ema=True, task=None):
+        """Read a checkpoint without running code from it; EMA weights by default.
+
+        task: refuse a checkpoint of any other. Raises BadInput if the file is missing, damaged or not a policy.
+        Returns the policy in eval mode and the checkpoint's flags.
+        """
+        state = load_torch(path)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise BadInput(f"{path} is not a policy checkpoint: pass the ckpt.pt of a run folder")
+        if task is not None and state["shape"]["task"] != task:
+            raise BadInput(f"{path} was trained on {state['shape']['task']}, not {task}: pass a checkpoint of {task}")
+        try:
+            policy = cls(state["shape"])
+            policy.load_state_dict({**state["weights"], **(state["ema"] if ema else {})})
+        except (KeyError, RuntimeError, TypeError) as e:
+            raise BadInput(f"{path}: its weights do not fit its own description ({type(e).__name__}); "
+                           "it was made by another version") from e
+        return policy.to(device).eval(), state["flags"]

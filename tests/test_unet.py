@@ -1,0 +1,97 @@
+"""unet.py through its public face: shapes, sharing of the condition, size, gradients, and a tiny fit."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytest
+import torch
+
+from unet import UNet1d
+
+torch.set_num_threads(1)
+DIMS = (16, 32, 64)
+
+
+def small(seed=0, D_a=3, cond_dim=5, dims=DIMS):
+    torch.manual_seed(seed)
+    return UNet1d(D_a, cond_dim, dims)
+
+
+@pytest.mark.parametrize("T_p", [4, 8, 16])
+@pytest.mark.parametrize("K", [None, 1, 4])
+def test_shape_of_z_is_kept(T_p, K):
+    z = torch.randn(*((2,) if K is None else (2, K)), T_p, 3)
+    x = small()(z, torch.randn(2, 5))
+    assert x.shape == z.shape and x.isfinite().all()
+
+
+@pytest.mark.parametrize("dims, T_p", [((8,), 3), ((8, 16), 6), ((8, 16, 24, 32), 8)])
+def test_any_number_of_levels(dims, T_p):
+    assert small(dims=dims)(torch.randn(2, 2, T_p, 3), torch.randn(2, 5)).shape == (2, 2, T_p, 3)
+
+
+def test_hypotheses_share_their_observation():
+    net = small().eval()
+    z, cond = torch.randn(3, 4, 8, 3), torch.randn(3, 5)
+    with torch.no_grad():
+        shared = net(z, cond)
+        repeated = net(z.flatten(0, 1), cond.repeat_interleave(4, 0)).unflatten(0, (3, 4))
+        alone = torch.stack([net(z[:, k], cond) for k in range(4)], 1)
+    torch.testing.assert_close(shared, repeated, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shared, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_hypotheses_do_not_see_each_other():
+    net = small().eval()
+    z, cond = torch.randn(2, 4, 8, 3), torch.randn(2, 5)
+    other = z.clone()
+    other[:, 1:] += 1
+    with torch.no_grad():
+        torch.testing.assert_close(net(other, cond)[:, 0], net(z, cond)[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("T_p", [1, 2, 6, 7])
+def test_horizon_that_cannot_be_halved_is_refused(T_p):
+    with pytest.raises(ValueError, match=f"T_p = {T_p} cannot be halved 2 times.*multiple of 4"):
+        small()(torch.randn(2, T_p, 3), torch.randn(2, 5))
+
+
+@pytest.mark.parametrize("dims", [(12, 16), (16, 20), (0, 8), (-8,), ()])
+def test_channels_off_the_group_size_are_refused(dims):
+    with pytest.raises(ValueError, match="multiple of 8"):
+        UNet1d(2, 5, dims)
+
+
+def test_size_of_the_papers_network():
+    with torch.device("meta"):
+        net = UNet1d(2, 40, (512, 1024, 2048))
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(245, abs=5)
+
+
+def test_gradient_reaches_every_parameter():
+    net = small()
+    net(torch.randn(2, 4, 8, 3), torch.randn(2, 5)).square().sum().backward()
+    dead = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not dead
+
+
+def test_condition_and_latent_matter():
+    net = small()
+    z, cond = torch.randn(2, 4, 8, 3), torch.randn(2, 5)
+    x = net(z, cond)
+    assert (net(z, cond + 1) - x).abs().mean() > 1e-3
+    assert (net(z + torch.randn_like(z), cond) - x).abs().mean() > 1e-3
+    torch.testing.assert_close(net(z, cond), x)                           # no dropout, no hidden noise
+
+
+def test_overfits_one_batch():
+    net = small(dims=(16, 32))
+    z, cond, y = torch.randn(4, 8, 3), torch.randn(4, 5), torch.randn(4, 8, 3)
+    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(200):
+        loss = (net(z, cond) - y).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.01
