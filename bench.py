@@ -1,0 +1,123 @@
+"""Time what this project claims, as ratios measured in one run.
+
+  python bench.py train    one training step with the drift loss against the same step with a plain MSE loss
+  python bench.py infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
+"""
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+
+from drift import chunk_loss
+from envs import TASKS
+from policy import Policy
+from runs import BadInput, atomic, cli, versions
+
+
+def make_policy(dims, device, task=TASKS["pusht"]):
+    shape = {k: getattr(task, k) for k in ("obs_dim", "D_a", "T_o", "T_p", "T_a")}
+    torch.manual_seed(0)
+    unit = lambda d: (-torch.ones(d), torch.ones(d))
+    return Policy({"task": task.name, "dims": dims, **shape}, unit(task.obs_dim), unit(task.D_a)).to(device)
+
+
+def clock(device):
+    """Seconds now, after the device has finished its work."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def quantiles(seconds):
+    """p50, p99 and mean rate of a list of seconds, in ms and Hz."""
+    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
+    return {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3), "hz": round(1e3 / p50, 1)}
+
+
+def train(args):
+    """Alternate drift and MSE steps on one network and batch; quote the median of the pairwise ratios."""
+    policy = make_policy(args.dims, args.device).train()
+    opt = torch.optim.AdamW(policy.parameters(), 1e-4, fused=True)
+    B, K = args.batch, args.K
+    obs = torch.rand(B, policy.T_o, policy.obs_dim, device=args.device) * 2 - 1
+    pos = torch.rand(B, 1, policy.T_p, policy.D_a, device=args.device) * 2 - 1
+    losses = {"drift": lambda x: chunk_loss(x, pos, temps=args.temp, mode=args.mode)[0],
+              "mse": lambda x: (x - pos).square().mean()}
+
+    def step(loss):
+        t0 = clock(args.device)
+        loss(policy.hypotheses(obs, K)).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        opt.step()
+        opt.zero_grad()
+        return clock(args.device) - t0
+
+    for loss in 3 * list(losses.values()):
+        step(loss)
+    times = {name: [] for name in losses}
+    for i in range(args.n):
+        for name in sorted(losses, reverse=i % 2):                 # alternate the order: neither always goes first
+            times[name].append(step(losses[name]))
+    ratio = np.array(times["drift"]) / np.array(times["mse"])
+    x = policy.hypotheses(obs, K).detach().requires_grad_()
+    alone = []
+    for _ in range(args.n):
+        t0 = clock(args.device)
+        losses["drift"](x).backward()
+        alone.append(clock(args.device) - t0)
+    return {"drift_step": quantiles(times["drift"]), "mse_step": quantiles(times["mse"]),
+            "ratio_p50": round(float(np.median(ratio)), 4),
+            "ratio_quartiles": np.quantile(ratio, [0.25, 0.75]).round(4).tolist(),
+            "drift_loss_alone": quantiles(alone)}
+
+
+def infer(args):
+    """Latency of one act call at batch 1, as a robot would call it: observation in, chunk out, device synchronised."""
+    rows = {}
+    for name, dims in (("small", (64, 128, 256)), ("paper", (512, 1024, 2048))):
+        policy = make_policy(dims, args.device).eval()
+        obs = torch.rand(1, policy.T_o, policy.obs_dim, device=args.device)
+        for how in ("eager", "compiled") if args.compile else ("eager",):
+            if how == "compiled":
+                policy.net.compile()
+            for _ in range(10):
+                policy.act(obs)
+            seconds = []
+            for _ in range(args.n):
+                t0 = clock(args.device)
+                policy.act(obs)
+                seconds.append(clock(args.device) - t0)
+            rows[f"{name} {how}"] = quantiles(seconds)
+            print(name, how, rows[f"{name} {how}"], flush=True)
+    return rows
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=("train", "infer"))
+    p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train)")
+    p.add_argument("--batch", type=int, default=32, help="observations B (train)")
+    p.add_argument("--K", type=int, default=4, help="hypotheses K (train)")
+    p.add_argument("--temp", type=float, nargs="+", default=[0.2], help="temperatures tau (train)")
+    p.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (train)")
+    p.add_argument("--n", type=int, default=200, help="timed repetitions")
+    p.add_argument("--compile", action="store_true", help="also torch.compile (infer; needs a C++ compiler)")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    p.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
+    p.add_argument("--json", help="also write the figures here")
+    args = p.parse_args()
+    if args.n < 1:
+        raise BadInput("--n must be at least 1")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    result = {"bench": args.what, "flags": vars(args), "versions": versions(), **{"train": train, "infer": infer}[args.what](args)}
+    print(json.dumps(result, indent=1))
+    if args.json:
+        atomic(args.json, lambda f: f.write(json.dumps(result, indent=1).encode()))
+
+
+if __name__ == "__main__":
+    cli(main)
