@@ -18,19 +18,15 @@ step is repeated. A batch is the pair (obs (B, T_o, obs_dim), action (B, T_p, D_
 import argparse
 import contextlib
 import hashlib
-import http.client
-import itertools
 import json
 import math
 import os
 import re
-import shutil
 import stat
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -79,10 +75,6 @@ def cache():
     return Path(os.environ.get("DRIFT_CACHE") or Path.home() / ".cache" / "drift")
 
 
-def is_zarr(folder):
-    return folder.suffix == ".zarr" or (folder / ".zgroup").exists() or (folder / "zarr.json").exists()
-
-
 @contextlib.contextmanager
 def refusing(message):
     """Turn any error inside into BadInput: the libraries raise many kinds on foreign or damaged data."""
@@ -91,7 +83,7 @@ def refusing(message):
     except BadInput:
         raise
     except Exception as e:
-        raise BadInput(f"{message} ({type(e).__name__}): copy or download it again") from e
+        raise BadInput(f"{message} ({type(e).__name__}: {e})") from e
 
 
 def find(task, path=None):
@@ -105,70 +97,59 @@ def find(task, path=None):
         raise BadInput(f"{'' if path else 'DRIFT_DATA='}{named}: no such file or folder")
     places = [path] if path else [p for p in (given, cache(), Path(__file__).parent / "demos") if p]
     for place in (Path(p).expanduser() for p in places):
-        if place.is_file() or is_zarr(place) and place.is_dir():
+        if place.is_file() or place.suffix == ".zarr" or (place / ".zgroup").exists():
             return place
         for name in task.data:
             if (place / name).exists():
                 return place / name
-    fetch = f"run `python data.py download {task.name}` or give" if task.url else "give"
-    raise BadInput(f"no {task.name} data ({' or '.join(task.data)}) in {', '.join(map(str, places))}: "
-                   f"{fetch} the path of the data")
+    hint = f": run `python data.py download {task.name}` or give its path" if task.url else ""
+    raise BadInput(f"no {task.name} data ({' or '.join(task.data)}) in {', '.join(map(str, places))}{hint}")
 
 
 def zarr_array(path, name):
-    """One array of a zarr v2 folder or zip, opened but not read. BadInput unless it is whole and safe to read.
+    """One array of a zarr v2 folder, opened but not read. BadInput unless it is whole and safe to read.
 
     The checks come before the zarr library sees the data, because it would let three things pass: missing chunks
     are filled with fill_value, a Blosc chunk cut short is decoded into noise, a pickle filter runs code.
     """
     import zarr                                                     # slow to import
-    where, again = f"{path}: array {name}", "copy or download the data again"
+    where, folder = f"{path}: array {name}", path / name
     with refusing(f"{where} cannot be opened"):
-        folder = (zipfile.Path(path) if path.is_file() else path).joinpath(*name.split("/"))
         meta = json.loads((folder / ".zarray").read_bytes())
         dtype, chunks, shape = meta["dtype"], meta["chunks"], meta["shape"]
-        codec = (meta["compressor"] or {}).get("id")
-        if not (isinstance(dtype, str) and re.fullmatch(r"[<>|][fiu][1248]", dtype)):
-            raise BadInput(f"{where} has dtype {dtype}: only plain numbers are read")
-        if meta.get("filters") or codec not in COMPRESSORS:
-            used = [codec] + [f.get("id") for f in meta.get("filters") or []]
-            raise BadInput(f"{where} is encoded with {used}: write it with Blosc and no filters")
+        codec, filters = (meta["compressor"] or {}).get("id"), meta.get("filters")
+        number = isinstance(dtype, str) and re.fullmatch(r"[<>|][fiu][1248]", dtype)
+        if not number or filters or codec not in COMPRESSORS:
+            raise BadInput(f"{where} is refused: dtype {dtype}, compressor {codec}, filters {filters} are not all safe")
         nbytes = math.prod(chunks) * np.dtype(dtype).itemsize
         if not shape or len(shape) != len(chunks) or min(chunks) < 1 or nbytes > LIMIT:
             raise BadInput(f"{where} has shape {shape} in chunks {chunks}: not a layout that can be read")
-        for place in itertools.product(*(range(math.ceil(s / c)) for s, c in zip(shape, chunks))):
+        for place in np.ndindex(*(math.ceil(s / c) for s, c in zip(shape, chunks))):
             key = meta.get("dimension_separator", ".").join(map(str, place))
-            chunk = folder.joinpath(*key.split("/"))
-            if not chunk.is_file():
-                raise BadInput(f"{where} lacks chunk {key}: the data is incomplete, {again}")
+            if not (folder / key).is_file():
+                raise BadInput(f"{where} lacks chunk {key}: copy or download the data again")
             if codec == "blosc":        # header: sizes of the content and of the chunk itself, at bytes 4 and 12
-                b = chunk.read_bytes()
+                b = (folder / key).read_bytes()
                 if len(b) < 16 or [int.from_bytes(b[i:i + 4], "little") for i in (4, 12)] != [nbytes, len(b)]:
-                    raise BadInput(f"{where}: chunk {key} is cut short or damaged, {again}")
-        store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else str(path)
-        return zarr.open_array(store, path=name, mode="r", zarr_format=2)
+                    raise BadInput(f"{where}: chunk {key} is damaged, copy or download the data again")
+        return zarr.open_array(str(path), path=name, mode="r", zarr_format=2)
 
 
 def read(path, names=None):
-    """{name: array} of a zarr folder, .zarr.zip or .npz; only the names given, if any. Raises BadInput.
+    """{name: array} of an npz or a zarr folder; names default to all of an npz, to NAMES of a zarr. Raises BadInput.
 
-    Names lose zarr's data/ and meta/, of which only NAMES are read. A missing array is no error here: assemble()
-    says which ones it needs.
+    Names go without zarr's data/ and meta/. A missing array is no error here: assemble() says which ones it needs.
     """
     path = Path(path)
-    if not path.exists():
-        raise BadInput(f"{path}: no such file or folder")
-    if path.is_file() and not path.name.endswith(".zip"):
+    if path.is_file():
         with refusing(f"{path} is not an npz file of plain numbers, or is damaged"):
-            with np.load(path, allow_pickle=False) as f:
-                return {k: f[k] for k in f.files if names is None or k in names}
-    with refusing(f"{path} is damaged"):
-        root = zipfile.Path(path) if path.is_file() else path
-        if not root.joinpath(".zgroup").exists():
-            raise BadInput(f"{path} is not a zarr version 2 group (it has no .zgroup)")
-        found = sorted(f"{group}/{a.name}" for group in ("data", "meta") if root.joinpath(group).is_dir()
-                       for a in root.joinpath(group).iterdir())
-        return {n[5:]: zarr_array(path, n)[...] for n in found if n[5:] in NAMES and (names is None or n[5:] in names)}
+            with np.load(path, allow_pickle=False) as f:            # asarray: members that are no arrays come as bytes
+                return {k: np.asarray(f[k]) for k in f.files if names is None or k in names}
+    with refusing(f"{path} is damaged, copy or download it again"):
+        if not (path / ".zgroup").exists():
+            raise BadInput(f"{path} is not a file, and not a zarr version 2 group (it has no .zgroup)")
+        return {n: zarr_array(path, f"{group}/{n}")[...] for n in names or NAMES for group in ("data", "meta")
+                if (path / group / n).exists()}
 
 
 def assemble(arrays, task, path):
@@ -177,43 +158,30 @@ def assemble(arrays, task, path):
     Observations are, by what there is: key points and state[:, :2], the agent (Diffusion Policy's Push-T); obs;
     task.obs_from_state(state).
     """
-    def need(*names):
-        if missing := [n for n in names if n not in arrays]:
-            raise BadInput(f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays) or 'no arrays'})")
-        for n in names:
-            if arrays[n].dtype.kind not in "fiu":
-                raise BadInput(f"{path}: {n} has dtype {arrays[n].dtype}: only plain numbers are read")
-        return [arrays[n] for n in names]
+    def need(name):
+        if name not in arrays:
+            raise BadInput(f"{path} lacks {name} (it has {', '.join(arrays) or 'no arrays'})")
+        if arrays[name].dtype.kind not in "fiu":
+            raise BadInput(f"{path}: {name} has dtype {arrays[name].dtype}: only plain numbers are read")
+        return arrays[name]
 
-    action, ends = need("action", "episode_ends")
-    if "keypoint" in arrays:
-        parts = need("keypoint", "state")
-        if len(parts[0]) != len(parts[1]) or parts[1].ndim != 2:
-            raise BadInput(f"{path}: keypoint {parts[0].shape} and state {parts[1].shape} do not belong together")
-        obs = np.concatenate([parts[0].reshape(len(parts[0]), math.prod(parts[0].shape[1:])), parts[1][:, :2]], 1)
-    elif "obs" in arrays or not task.obs_from_state:
-        obs, = need("obs")
-    else:
-        state, = need("state")
-        try:
-            obs = task.obs_from_state(state)
-        except (IndexError, ValueError) as e:
-            raise BadInput(f"{path}: state {state.shape} is not a state of {task.name}") from e
+    action, ends = need("action"), need("episode_ends")
+    if ends.ndim != 1 or not ends.size or ends.dtype.kind not in "iu" or ends[0] < 1 or (ends[1:] <= ends[:-1]).any():
+        raise BadInput(f"{path}: episode_ends ({ends.dtype} {ends.shape}) is empty or not integers rising from above 0")
+    shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
+    with refusing(f"{path}: no observations of {task.name} can be made of {shapes}"):
+        if "keypoint" in arrays:
+            keypoint, state = need("keypoint"), need("state")
+            obs = np.concatenate([keypoint.reshape(len(keypoint), -1), state[:, :2]], 1)
+        elif "obs" in arrays or not task.obs_from_state:
+            obs = need("obs")
+        else:
+            obs = task.obs_from_state(need("state"))
     for name, a, size in (("observations", obs, task.obs_dim), ("actions", action, task.D_a)):
-        if a.ndim != 2 or a.shape[1] != size:
-            raise BadInput(f"{path}: {name} have shape {a.shape}, {task.name} needs (steps, {size})")
-    if len(obs) != len(action):
-        raise BadInput(f"{path}: {len(obs)} observations but {len(action)} actions")
-    if not len(action) or not ends.size:
-        raise BadInput(f"{path} is empty: {len(action)} steps, {ends.size} episodes")
-    if ends.ndim != 1 or ends.dtype.kind not in "iu":
-        raise BadInput(f"{path}: episode_ends must be one row of integers, not {ends.dtype} {ends.shape}")
-    ends = ends.astype(np.int64)
-    if (np.diff(ends, prepend=0) < 1).any() or ends[-1] != len(action):
-        raise BadInput(f"{path}: episode_ends must rise from above 0 to the {len(action)} steps there are; "
-                       f"it has {ends[:3].tolist()} ... {ends[-1]}")
+        if a.shape != (ends[-1], size):
+            raise BadInput(f"{path}: {name} have shape {a.shape}, the task and episode_ends need ({ends[-1]}, {size})")
     with np.errstate(over="ignore"):    # a float64 too large becomes inf, which load() refuses
-        return Episodes(obs.astype(np.float32), action.astype(np.float32), ends, Path(path))
+        return Episodes(obs.astype(np.float32), action.astype(np.float32), ends.astype(np.int64), Path(path))
 
 
 def load(task, path=None, episodes=None):
@@ -223,14 +191,12 @@ def load(task, path=None, episodes=None):
     for name, a in (("observation", ep.obs), ("action", ep.action)):
         if len(bad := np.flatnonzero(~np.isfinite(a).all(1))):
             e = np.searchsorted(ep.ends, bad[0], "right")
-            raise BadInput(f"{path}: the {name} of step {bad[0]} (episode {e}) is NaN or infinite, "
-                           f"{len(bad)} such steps in all: mend the data or leave those episodes out")
-    if episodes is not None:
-        if not 1 <= episodes <= len(ep):
-            raise BadInput(f"{path} has {len(ep)} episodes: cannot keep the first {episodes}")
-        n = ep.ends[episodes - 1]
-        ep = Episodes(ep.obs[:n], ep.action[:n], ep.ends[:episodes], path)
-    return ep
+            raise BadInput(f"{path}: {len(bad)} {name}s are NaN or infinite, first at step {bad[0]} (episode {e})")
+    keep = len(ep) if episodes is None else episodes
+    if not 1 <= keep <= len(ep):
+        raise BadInput(f"{path} has {len(ep)} episodes: cannot keep the first {keep}")
+    n = ep.ends[keep - 1]
+    return Episodes(ep.obs[:n], ep.action[:n], ep.ends[:keep], path)
 
 
 def save_npz(path, **arrays):
@@ -279,62 +245,52 @@ class Chunks:
 
 def fetch(url, part):
     """Download url into the file part, going on from the bytes it holds. BadInput keeps them for the next try."""
-    for have in (part.stat().st_size if part.exists() else 0, 0):
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with refusing(f"{url}: download failed, run the command again to resume {part}"):
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                if answer.status != 206:                            # the server ignores Range and sends all
-                    have = 0
-                elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                    raise BadInput(f"{url}: the server resumes at a wrong place: delete {part} and try again")
-                size = answer.headers.get("Content-Length")
-                size = have + int(size) if size else None
-                with open(part, "ab" if have else "wb") as f, tqdm(
-                        total=size, initial=have, unit="B", unit_scale=True, disable=None) as bar:
-                    while b := answer.read(1 << 16):
-                        bar.update(f.write(b))
-                        if f.tell() > LIMIT:
-                            raise BadInput(f"{url}: more than {LIMIT} bytes, not the archive: delete {part}")
-            if size and part.stat().st_size < size:
-                raise ConnectionError(f"ended after {part.stat().st_size} of {size} bytes")
-            return
+            answer = urllib.request.urlopen(request, timeout=30)
         except urllib.error.HTTPError as e:
             if e.code != 416 or not have:
-                raise BadInput(f"{url}: the server answers {e.code} {e.reason}") from e
-            if e.headers.get("Content-Range") == f"bytes */{have}":
-                return                                              # part is already the whole file
-        except BadInput:
-            raise
-        except (OSError, ValueError, http.client.HTTPException) as e:
-            raise BadInput(f"{url}: download failed ({e}): run the command again to resume {part}") from e
+                raise
+            if e.headers.get("Content-Range") != f"bytes */{have}":     # else part is already the whole file
+                part.unlink()
+                fetch(url, part)
+            return
+        with answer:
+            if answer.status != 206:                                    # the server ignores Range and sends all
+                have = 0
+            elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                raise BadInput(f"{url}: the server resumes at a wrong place: delete {part} and try again")
+            size = have + int(answer.headers.get("Content-Length", 0))
+            with open(part, "ab" if have else "wb") as f, tqdm(
+                    total=size, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+                while b := answer.read(1 << 16):
+                    bar.update(f.write(b))
+                    if f.tell() > LIMIT:
+                        raise BadInput(f"{url}: more than {LIMIT} bytes, not the archive: delete {part}")
+        if part.stat().st_size < size:
+            raise ConnectionError(f"ended after {part.stat().st_size} of {size} bytes")
 
 
 def unpack(archive, name, to):
-    """Unpack the zarr folder called name, wherever in the zip it is, to the folder `to`. Raises BadInput.
+    """Unpack the zarr folder called name, wherever in the zip it is, below the folder `to` -> its path.
 
-    An archive with any path or link that could lead outside, or of absurd size, is refused as a whole.
+    An archive with any path or link that could lead outside, or of absurd size, is refused as a whole: BadInput.
     """
-    try:
-        with zipfile.ZipFile(archive) as z:
-            for i in z.infolist():
-                p = PurePosixPath(i.filename)
-                if p.is_absolute() or ".." in p.parts or re.search(r"[\\:]", i.filename) or \
-                        stat.S_ISLNK(i.external_attr >> 16):
-                    raise BadInput(f"{archive}: refused, its entry {i.filename!r} is a link or leads outside")
-            if sum(i.file_size for i in z.infolist()) > LIMIT or len(z.infolist()) > 100_000:
-                raise BadInput(f"{archive}: refused, it would unpack to more than {LIMIT} bytes or 100000 files")
-            roots = [PurePosixPath(n).parent for n in z.namelist() if f"/{n}".endswith(f"/{name}/.zgroup")]
-            if not roots:
-                raise BadInput(f"{archive} holds no {name}")
-            for i in z.infolist():
-                p = PurePosixPath(i.filename)
-                if p.is_relative_to(roots[0]) and not i.is_dir():
-                    out = to / p.relative_to(roots[0])
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    with z.open(i) as source, open(out, "wb") as f:
-                        shutil.copyfileobj(source, f)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:    # RuntimeError: encrypted
-        raise BadInput(f"{archive} cannot be unpacked ({e})") from e
+    with refusing(f"{archive} cannot be unpacked"), zipfile.ZipFile(archive) as z:
+        entries = {i: PurePosixPath(i.filename) for i in z.infolist()}
+        for i, p in entries.items():
+            outside = p.is_absolute() or ".." in p.parts or re.search(r"[\\:]", i.filename)
+            if outside or stat.S_ISLNK(i.external_attr >> 16):
+                raise BadInput(f"{archive}: refused, its entry {i.filename!r} is a link or leads outside")
+        if sum(i.file_size for i in entries) > LIMIT or len(entries) > 100_000:
+            raise BadInput(f"{archive}: refused, it would unpack to more than {LIMIT} bytes or 100000 files")
+        roots = [p.parent for p in entries.values() if p.name == ".zgroup" and p.parent.name == name]
+        if not roots:
+            raise BadInput(f"{archive} holds no {name}")
+        z.extractall(to, [i for i, p in entries.items() if p.is_relative_to(roots[0])])
+        return to / roots[0]
 
 
 def verify(path, table):
@@ -371,13 +327,12 @@ def download(task, to=None, url=None):
         fetch(url, part)
         with tempfile.TemporaryDirectory(dir=to, prefix=".unpack") as new:
             try:
-                unpack(part, name, Path(new) / name)
-                verify(Path(new) / name, SHA256[name])
+                unpacked = unpack(part, name, Path(new))
+                verify(unpacked, SHA256[name])
             except BadInput as e:
                 bad = part.replace(part.with_suffix(".bad"))
-                why = str(e).replace(f"{new}{os.sep}", "")          # that folder is about to vanish
-                raise BadInput(f"not installed: {why}; the archive is kept as {bad}") from e
-            (Path(new) / name).replace(final)
+                raise BadInput(f"not installed, the archive is kept as {bad}: {e}") from e
+            unpacked.replace(final)
         part.unlink()
     except OSError as e:
         raise BadInput(f"cannot write to {to} ({e})") from e
@@ -386,76 +341,52 @@ def download(task, to=None, url=None):
 
 # ---- python data.py info -------------------------------------------------------------------------------------------
 
-def ranges(a):
-    """(lo, mean, hi, bad), each (D,): range by dimension without NaN and infinity, and how many of those there are."""
-    a = a.reshape(len(a), -1).astype(np.float64) if a.ndim else a.reshape(1, 1).astype(np.float64)
-    bad = ~np.isfinite(a)
-    a[bad] = np.nan
-    with np.errstate(invalid="ignore"):                             # a dimension of nothing but NaN: 0 / 0
-        return np.fmin.reduce(a), np.nansum(a, 0) / (~bad).sum(0), np.fmax.reduce(a), bad.sum(0)
-
-
-def draw(out, title, lengths, arrays, pusht=None):
-    """PNG of up to three arrays' ranges, or for Push-T of agent, T and actions, with a histogram of episode lengths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg     # slow to import; Agg needs no display
-    from matplotlib.figure import Figure
+def draw(out, ep):
+    """PNG of Push-T demonstrations: paths of the agent, final places of the T, actions, episode lengths."""
+    from matplotlib.figure import Figure                            # slow to import
     fig = Figure(figsize=(11, 9.5), layout="constrained")
-    FigureCanvasAgg(fig)
-    fig.suptitle(title)
-    *axes, last = fig.subplots(2, 2).flat
-    last.set(title="Episode lengths", xlabel="steps", ylabel="episodes")
-    if len(lengths):
-        last.hist(lengths, bins=30)
-        last.axvline(lengths.mean(), color="black", lw=1, label=f"mean {lengths.mean():.1f}")
-        last.legend()
-    if pusht:
-        for o in np.split(pusht.obs, pusht.ends[:-1]):
-            axes[0].plot(o[:, 18], o[:, 19], lw=0.4, alpha=0.5, color="tab:blue")
-        axes[0].plot(*pusht.obs[pusht.ends - lengths, 18:].T, ".", color="black", ms=3, label="start")
-        axes[0].legend(loc="upper right")
-        points = pusht.obs[pusht.ends - 1, :18].reshape(-1, 2)
-        axes[1].scatter(*points.T, c=np.tile(np.arange(9), len(pusht)), s=5, cmap="tab10")
-        action = pusht.action[np.isfinite(pusht.action).all(1)]
-        count = axes[2].hist2d(*action.T, bins=64, range=[(0, 512)] * 2, cmin=1, cmap="viridis_r")
-        fig.colorbar(count[3], ax=axes[2], label="steps")
-        titles = "Paths of the agent", "The T's key points when episodes end", "Actions: where the agent is sent"
-        for ax, name in zip(axes, titles):
-            ax.set(title=name, xlim=(0, 512), ylim=(512, 0), aspect="equal", xlabel="x (pixels)", ylabel="y (pixels)")
-        return atomic(out, lambda f: fig.savefig(f, format="png", dpi=110))
-    for ax, (name, a) in zip(axes, arrays.items()):
-        lo, mean, hi, _ = ranges(a)
-        ax.vlines(np.arange(len(lo)), lo, hi, color="tab:blue", lw=3)
-        ax.plot(mean, "_", color="black", label="mean")
-        ax.set(title=f"{name}: range and mean", xlabel="dimension", ylabel="units of the data")
-    for ax in axes[len(arrays):]:
-        ax.axis("off")
+    fig.suptitle(ep.path.name)
+    paths, final, actions, lengths = fig.subplots(2, 2).flat
+    for o in np.split(ep.obs, ep.ends[:-1]):
+        paths.plot(o[:, 18], o[:, 19], lw=0.4, alpha=0.5, color="tab:blue")
+    paths.plot(*ep.obs[ep.ends - ep.lengths, 18:].T, ".", color="black", ms=3, label="start")
+    paths.legend(loc="upper right")
+    final.scatter(*ep.obs[ep.ends - 1, :18].reshape(-1, 2).T, c=np.tile(np.arange(9), len(ep)), s=5, cmap="tab10")
+    finite = ep.action[np.isfinite(ep.action).all(1)]
+    count = actions.hist2d(*finite.T, bins=64, range=[(0, 512)] * 2, cmin=1, cmap="viridis_r")
+    fig.colorbar(count[3], ax=actions, label="steps")
+    for ax, title in ((paths, "Paths of the agent"), (final, "The T's key points when episodes end"),
+                      (actions, "Actions: where the agent is sent")):
+        ax.set(title=title, xlim=(0, 512), ylim=(512, 0), aspect="equal", xlabel="x (pixels)", ylabel="y (pixels)")
+    lengths.hist(ep.lengths, bins=30)
+    lengths.set(title=f"Episode lengths, mean {ep.lengths.mean():.1f}", xlabel="steps", ylabel="episodes")
     atomic(out, lambda f: fig.savefig(f, format="png", dpi=110))
 
 
 def info(task, path=None, png=None):
-    """Print what is in the data and draw it. NaN is reported, not refused; data that fits no task is shown as it is."""
+    """Print what is in the data; draw it if it is Push-T's. NaN is reported, not refused, and so is foreign data."""
     path = find(task, path)
     arrays, ep = read(path), None
     print(path)
     try:
         ep = assemble(arrays, task, path)
-        arrays, ends = {"obs": ep.obs, "action": ep.action}, ep.ends
+        arrays, L = {"obs": ep.obs, "action": ep.action}, ep.lengths
+        print(f"{len(L)} episodes, {L.sum()} steps, length {L.min()} / {L.mean():.1f} / {L.max()} (min / mean / max)")
     except BadInput as e:
         print(f"not {task.name} data: {e}")
-        ends = arrays.get("episode_ends", np.zeros(0, int))
-    L = np.diff(ends, prepend=0) if ends.ndim == 1 and ends.dtype.kind in "iu" else np.zeros(0, int)
-    if len(L):
-        print(f"{len(L)} episodes, {L.sum()} steps, length {L.min()} / {L.mean():.1f} / {L.max()} (min / mean / max)")
     print("by dimension: minimum, mean, maximum")
-    arrays = {k: a for k, a in arrays.items() if a.dtype.kind in "fiub" and a.size}
     for name, a in arrays.items():
         print(name, a.shape, a.dtype)
-        for d, (lo, mean, hi, bad) in enumerate(zip(*ranges(a))):
-            print(f"  {d:3d}  {lo:10.4g} {mean:10.4g} {hi:10.4g}" + ("  constant" if lo == hi else "")
-                  + (f"  {bad} values are NaN or infinite" if bad else ""))
+        for d, column in enumerate(a.T if a.ndim == 2 and a.dtype.kind in "fiu" else []):
+            x = column[np.isfinite(column)].astype(np.float64)
+            numbers = f"{x.min():10.4g} {x.mean():10.4g} {x.max():10.4g}" if len(x) else "nothing finite"
+            bad = f"  {len(column) - len(x)} values are NaN or infinite" if len(x) < len(column) else ""
+            print(f"  {d:3d}  {numbers}{'  constant' if len(x) and x.min() == x.max() else ''}{bad}")
+    if ep is None or task.name != "pusht":
+        return print("not drawn: there is a picture of Push-T data only")
     png = Path(png or f"{path.stem}.png")
     try:
-        draw(png, path.name, L, {k: a for k, a in arrays.items() if a.ndim == 2}, ep if task.name == "pusht" else None)
+        draw(png, ep)
     except OSError as e:
         raise BadInput(f"cannot write {png} ({e})") from e
     print(f"drawn: {png}")
@@ -472,7 +403,7 @@ def main():
     i = sub.add_parser("info", help="describe demonstrations and draw a picture", **form)
     i.add_argument("path", nargs="?", help="npz, zarr folder or folder of data (None: searched for as in training)")
     i.add_argument("--task", default="pusht", help="task whose sizes the data is read with")
-    i.add_argument("--png", metavar="OUT", help="picture to write (None: the data's name .png, in this folder)")
+    i.add_argument("--png", metavar="OUT", help="picture of Push-T data (None: the data's name .png, in this folder)")
     a = parser.parse_args()
     if a.command == "download":
         print(download(TASKS[a.task], a.to, a.url))

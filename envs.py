@@ -117,13 +117,13 @@ class Chunked(gym.Wrapper):
 
     action (T_a, D_a) -> obs (T_o, obs_dim), reward = the primitive rewards' sum. info["rewards"] (T_a,), NaN where
     the episode had already ended; info["steps"] primitive steps run so far; info["success"], seen at any step.
-    record: info["states"] (T_a, S). film: `frames` keeps a picture of every primitive step. Once over, further
-    steps do nothing, so that a batch of episodes runs to its longest.
+    record: info["states"] (T_a, S). film: `frames` keeps a picture of every primitive step. hold: the end is told
+    in info["over"] alone and further steps do nothing, so that a batch of episodes runs to its longest.
     """
 
-    def __init__(self, env, T_o, T_a, steps, record=False, film=False):
+    def __init__(self, env, T_o, T_a, steps, *, record=False, film=False, hold=False):
         super().__init__(env)
-        self.T_o, self.T_a, self.max_steps, self.record, self.film = T_o, T_a, steps, record, film
+        self.T_o, self.T_a, self.max_steps, self.record, self.film, self.hold = T_o, T_a, steps, record, film, hold
         box, act = env.observation_space, env.action_space
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (T_o, *box.shape), box.dtype)
         self.action_space = gym.spaces.Box(np.broadcast_to(act.low, (T_a, *act.shape)),
@@ -138,7 +138,7 @@ class Chunked(gym.Wrapper):
     def _info(self, rewards, states=()):
         padded = np.full(self.T_a, np.nan)
         padded[:len(rewards)] = rewards
-        info = {"rewards": padded, "steps": self.n, "success": self.success}
+        info = {"rewards": padded, "steps": self.n, "success": self.success, "over": any(self.over)}
         if self.record:                                       # states before each action of this chunk
             info["states"] = np.full((self.T_a, len(self.state)), np.nan)
             info["states"][:len(states)] = states
@@ -159,16 +159,18 @@ class Chunked(gym.Wrapper):
             rewards.append(reward)
             if self.film:
                 self.frames.append(self.env.render())
-        return np.stack(self.history), float(sum(rewards)), *self.over, self._info(rewards, states)
+        ended = (False, False) if self.hold else self.over
+        return np.stack(self.history), float(sum(rewards)), *ended, self._info(rewards, states)
 
 
 def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0):
-    """n environments of a task as one gymnasium vector environment of chunks, without autoreset.
+    """n environments of a task as one gymnasium vector environment of chunks, each held at its first end.
 
     workers: a process for each (True) or all in this one (False). record: info carries the states. show: the first
     `show` environments keep their frames (needs workers=False).
     """
     def make(i):
-        return lambda: Chunked(task.env(), T_o or task.T_o, T_a or task.T_a, task.steps, record, film=i < show)
+        return lambda: Chunked(task.env(), T_o or task.T_o, T_a or task.T_a, task.steps, record=record, film=i < show,
+                               hold=True)
     vector = AsyncVectorEnv if workers and n > 1 else SyncVectorEnv
     return vector([make(i) for i in range(n)], autoreset_mode=AutoresetMode.DISABLED)

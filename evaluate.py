@@ -43,19 +43,17 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
     env = make_vec(task, E, T_o=policy.T_o, T_a=T_a, workers=workers and not show, record=record, show=show)
     low, high = env.single_action_space.low, env.single_action_space.high
     generator = torch.Generator(policy.device).manual_seed(seed)
-    over = np.zeros(E, bool)
     rewards, actions, states, net_s, sim_s = [], [], [], [], 0.0
     try:
         obs, info = env.reset(seed=[int(s) for s in seeds])
-        while not over.all():
+        while not info["over"].all():
             t0 = time.perf_counter()
             chunk = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=policy.device), generator=generator)
             a = np.clip(policy.executed(chunk).cpu().numpy(), low, high)       # (E, T_a, D_a)
             t1 = time.perf_counter()
-            obs, _, terminated, truncated, info = env.step(a)
+            obs, _, _, _, info = env.step(a)
             net_s.append(t1 - t0)
             sim_s += time.perf_counter() - t1
-            over |= terminated | truncated
             rewards.append(info["rewards"])
             actions.append(np.where(np.isnan(info["rewards"])[..., None], np.nan, a))
             if record:

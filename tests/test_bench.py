@@ -1,0 +1,56 @@
+"""bench.py: it runs, reports what its header promises, and its ratios are numbers. No timing is asserted."""
+import json
+import math
+import sys
+from argparse import Namespace
+
+import pytest
+
+import bench
+from runs import cli
+
+
+def timed(row):
+    return set(row) == {"p50_ms", "p99_ms", "hz"} and all(math.isfinite(v) and v > 0 for v in row.values()) \
+        and row["p50_ms"] <= row["p99_ms"]
+
+
+def test_quantiles_by_hand():
+    assert bench.quantiles([0.001] * 50 + [0.002] + [0.003] * 50) == {"p50_ms": 2.0, "p99_ms": 3.0, "hz": 500.0}
+
+
+@pytest.mark.parametrize("mode,temp", [("chunk", [0.2]), ("step", [0.1, 0.5])])
+def test_train(monkeypatch, mode, temp):
+    seen = []
+    real = bench.chunk_loss
+    monkeypatch.setattr(bench, "chunk_loss", lambda x, pos, **kw: seen.append((tuple(x.shape), kw)) or real(x, pos, **kw))
+    r = bench.train(Namespace(dims=[8, 16], batch=3, K=2, temp=temp, mode=mode, device="cpu", n=3))
+    assert set(r) == {"drift_step", "mse_step", "ratio_p50", "ratio_quartiles", "drift_loss_alone"}
+    assert all(timed(r[k]) for k in ("drift_step", "mse_step", "drift_loss_alone"))
+    assert 0 < r["ratio_quartiles"][0] <= r["ratio_p50"] <= r["ratio_quartiles"][1] < math.inf
+    assert seen and all(s == ((3, 2, 16, 2), {"temps": temp, "mode": mode}) for s in seen)
+
+
+def test_infer(monkeypatch):
+    """Both networks are timed (their sizes cut down here), each act call as it is at batch 1."""
+    asked, real = [], bench.make_policy
+    monkeypatch.setattr(bench, "make_policy", lambda dims, device: asked.append(dims) or real((8, 16), device))
+    r = bench.infer(Namespace(device="cpu", n=3, compile=False))
+    assert asked == [(64, 128, 256), (512, 1024, 2048)]
+    assert set(r) == {"small eager", "paper eager"} and all(map(timed, r.values()))
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", f"bench.py train --dims 8 16 --batch 2 --K 2 --n 2 --device cpu --json {tmp_path}/b.json".split())
+    cli(bench.main)
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["bench"] == "train" and result["flags"]["K"] == 2 and "torch" in result["versions"]
+    assert math.isfinite(result["ratio_p50"])
+
+
+def test_bad_n(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", "bench.py infer --n 0".split())
+    with pytest.raises(SystemExit) as e:
+        cli(bench.main)
+    assert e.value.code == 2 and capsys.readouterr().err == "error: --n must be at least 1\n"

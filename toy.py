@@ -1,0 +1,371 @@
+"""Drifting generators in two dimensions, beside plain regression (arXiv 2604.03540, Eqs. 1-5, 28-40).
+
+A small network x = f(z, o) is trained as the policy is: per batch element K hypotheses against ONE positive, B
+elements a step, one scale over the batch. One further setting shows K and P (128) in a single problem, so that the
+field sees the distribution; one starts clumped, all outputs within 0.05 of each other. Columns of the tables:
+
+  regression      squared error to one positive                         B elements, K = 1
+  K = 1, 4, 16    the policy's setting                                  B elements, P = 1
+  clumped start   the largest K again, from outputs of spread 0.05      B elements, P = 1
+  K = P = 128     the general set-up of Drifting Models                 1 problem, P = 128
+
+@@FINDINGS@@
+"""
+import argparse
+import csv
+import io
+import math
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from drift import FLOOR_F, drift, drift_loss
+from runs import BadInput, atomic, cli
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
+
+SIGMA = 0.08                          # width of one Gaussian of "gaussians"
+WAYS, SHARES, NOISE = (1.0, 0.0, -1.0), (0.5, 0.3, 0.2), 0.05     # "fork": height and share of each way, expert's noise
+DISCS, RADIUS, NEAR = ((1.0, 0.5), (1.0, -0.5)), 0.3, 0.2         # "fork": obstacles; a sample takes a way within NEAR
+CLUMP = 0.01                          # spread of a clumped start (torch's own initialisation gives 0.014)
+BLUE, ORANGE, GREY = "#2a6fbb", "#d9660a", "#b5b5b5"
+WAY_COLOURS = (BLUE, "#2b9a66", "#8b5fbf")
+
+
+# Targets: (n, generator) -> observations o (n, D_o) and one positive each, y (n, 2). D_o = 0: unconditional.
+def gaussians(n, g):
+    """Eight Gaussians of width SIGMA on the unit circle."""
+    angle = torch.randint(8, (n,), generator=g) * math.pi / 4
+    return torch.empty(n, 0), torch.stack([angle.cos(), angle.sin()], -1) + SIGMA * torch.randn(n, 2, generator=g)
+
+
+def moons(n, g):
+    """Two interleaved half circles of width 0.06."""
+    angle, lower = math.pi * torch.rand(n, generator=g), torch.randint(2, (n,), generator=g)
+    x, y = angle.cos() * (1 - 2 * lower) - 0.5 + lower, angle.sin() * (1 - 2 * lower) - 0.25 + 0.5 * lower
+    return torch.empty(n, 0), 0.75 * torch.stack([x, y], -1) + 0.06 * torch.randn(n, 2, generator=g)
+
+
+def checkerboard(n, g):
+    """The eight dark fields of a 4 x 4 board on [-1, 1]^2, filled evenly."""
+    column, row = torch.randint(4, (n,), generator=g), torch.randint(2, (n,), generator=g)
+    corner = torch.stack([column, 2 * row + column % 2], -1)
+    return torch.empty(n, 0), (corner + torch.rand(n, 2, generator=g)) / 2 - 1
+
+
+def swissroll(n, g):
+    """A spiral of 1.5 turns and width 0.03, radius 0.33 to 1.2."""
+    t = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=g))
+    roll = torch.stack([t * t.cos(), t * t.sin()], -1) / (4.5 * math.pi) * 1.2
+    return torch.empty(n, 0), roll + 0.03 * torch.randn(n, 2, generator=g)
+
+
+def fork(n, g):
+    """Start height o in [-1, 1]; one waypoint per sample, above, between or below two obstacles (WAYS, SHARES)."""
+    o = 2 * torch.rand(n, generator=g) - 1
+    way = torch.tensor(WAYS)[torch.multinomial(torch.tensor(SHARES), n, True, generator=g)]
+    return o[:, None], waypoint(o, way, g)
+
+
+def lane(n, g):
+    """The same start, but the expert always does one and the same: waypoint height 0.8 sin(3 o)."""
+    o = 2 * torch.rand(n, generator=g) - 1
+    return o[:, None], waypoint(o, lane_height(o), g)
+
+
+def waypoint(o, height, g):
+    return torch.stack([torch.ones_like(o), height], -1) + NOISE * torch.randn(len(o), 2, generator=g)
+
+
+def lane_height(o):
+    return 0.8 * (3 * o).sin()
+
+
+TARGETS = {"gaussians": gaussians, "moons": moons, "checkerboard": checkerboard, "swissroll": swissroll}
+FORKS = {"fork": fork, "lane": lane}
+
+
+# Numbers.
+def energy_distance(x, y):
+    """2 E|x - y| - E|x - x'| - E|y - y'|, 0 for equal distributions. x (n, D), y (m, D) -> float."""
+    def within(u):
+        return torch.cdist(u, u).sum() / (len(u) * (len(u) - 1))          # pairs of distinct points
+    return (2 * torch.cdist(x, y).mean() - within(x) - within(y)).item()
+
+
+def modes(x):
+    """Number of modes of "gaussians" that hold >= 1 % of x (n, 2) within 4 SIGMA."""
+    angle = torch.arange(8) * math.pi / 4
+    near = torch.cdist(x, torch.stack([angle.cos(), angle.sin()], -1)) < 4 * SIGMA             # (n, 8)
+    return int((near.float().mean(0) >= 0.01).sum())
+
+
+def ways(x):
+    """Which way each waypoint x (n, 2) takes: 0, 1, 2 within NEAR of it, -1 for none; and whether it is in an obstacle."""
+    d = torch.cdist(x, torch.tensor([(1.0, h) for h in WAYS]))
+    return torch.where(d.amin(1) < NEAR, d.argmin(1), -1), (torch.cdist(x, torch.tensor(DISCS)) < RADIUS).any(1)
+
+
+# Training.
+class Generator(nn.Sequential):
+    """x = f(z, o), three hidden layers; outputs start with standard deviation `spread` over z."""
+
+    def __init__(self, D_o, spread, width=128):
+        sizes = [2 + D_o, width, width, width]
+        layers = [m for i, o in zip(sizes, sizes[1:]) for m in (nn.Linear(i, o), nn.SiLU())]
+        super().__init__(*layers, nn.Linear(width, 2))
+        with torch.no_grad():
+            x = self(torch.randn(1000, 2), torch.zeros(1000, D_o))
+            self[-1].weight *= spread / x.std(0).mean()
+            self[-1].bias -= self(torch.randn(1000, 2), torch.zeros(1000, D_o)).mean(0)
+
+    def forward(self, z, o):
+        """z (..., 2), o (..., D_o) -> x (..., 2)."""
+        return super().forward(torch.cat([z, o], -1))
+
+
+def train(target, *, B, K, P=1, temps=(0.2,), steps=2000, lr=2e-3, seed=0, spread=1.0, regression=False, at=()):
+    """Train a Generator on a target; Adam, the learning rate falls to 0 as a cosine.
+
+    Per step: B observations, K hypotheses and P positives each (P > 1 only where D_o = 0).
+    Returns f and snapshots {step: x (500, 2)} for fixed latents at the steps named in `at`.
+    """
+    torch.manual_seed(seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    z_fix, (o_fix, _), snapshots = torch.randn(500, 2), target(500, g), {}
+    f = Generator(o_fix.shape[1], spread)
+    optimiser = torch.optim.Adam(f.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    for step in range(steps + 1):
+        if step in at:
+            with torch.no_grad():
+                snapshots[step] = f(z_fix, o_fix)
+        if step == steps:
+            return f, snapshots
+        o, y = target(B * P, g)
+        o, y = o.view(B, P, -1)[:, :1].expand(B, K, -1), y.view(B, P, 2)  # (B, K, D_o), (B, P, 2)
+        x = f(torch.randn(B, K, 2), o)                                    # Eq. 1  (B, K, 2)
+        loss = (x - y).square() if regression else drift_loss(x, y, temps=temps)[0]      # Eqs. 4, 39
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def field(grid, x, pos, temps):
+    """Force F (before Eq. 36) on one more hypothesis put at each grid point. grid (G, 2), x (B, K, 2), pos (B, P, 2) -> (G, 2)."""
+    out, B = [], len(x)
+    for part in grid.split(max(1, 2_000_000 // (x.shape[1] * (x.shape[1] + pos.shape[1]) * B))):
+        lead = (len(part), B, -1, 2)
+        probe = part[:, None, None].expand(*lead)                         # every grid point is a problem of its own
+        V, _, info = drift(torch.cat([probe, x.expand(lead)], 2), pos.expand(lead), temps=temps[:1])
+        out.append((V[:, :, 0] * info["force_rms"][..., None].clamp_min(FLOOR_F)).mean(1))
+    return torch.cat(out)
+
+
+def settings(args):
+    """Name -> keywords of train(), in the order of the columns."""
+    base = dict(temps=tuple(args.temp), steps=args.steps, lr=args.lr, seed=args.seed, spread=args.spread, B=args.batch)
+    one = {"regression": base | {"K": 1, "regression": True}} | {f"K = {K}": base | {"K": K} for K in args.K}
+    return one, one | {"clumped start": base | {"K": max(args.K), "spread": CLUMP},
+                       f"K = P = {args.many}": base | {"B": 1, "K": args.many, "P": args.many}}
+
+
+# Pictures.
+def panel(ax, title, lim=1.45):
+    ax.set(xlim=(-lim, lim), ylim=(-lim, lim), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    ax.set_title(title, fontsize=10)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def save(path, fig, dpi=80):
+    atomic(path, lambda f: fig.savefig(f, format="png", dpi=dpi))
+    plt.close(fig)
+
+
+def draw_targets(path, data, samples, rows):
+    names = list(next(iter(samples.values())))
+    fig, axes = plt.subplots(len(samples), 1 + len(names), figsize=(2.2 * (1 + len(names)), 2.4 * len(samples) + 0.5),
+                             squeeze=False, layout="constrained")
+    for line, (target, by_setting) in zip(axes, samples.items()):
+        panel(line[0], "target").scatter(*data[target][:1000].T, s=2, color=GREY)
+        line[0].set_ylabel(target, fontsize=12)
+        for ax, name in zip(line[1:], names):
+            panel(ax, f"{name}\nenergy distance {rows[target, name]['energy']:.3f}")
+            ax.scatter(*data[target][:1000].T, s=2, color=GREY)
+            ax.scatter(*by_setting[name][:1000].T, s=2, color=ORANGE if name == "regression" else BLUE)
+    fig.suptitle("Held-out data (grey) and samples of one network pass (blue; regression orange)", fontsize=12)
+    save(path, fig)
+
+
+def draw_field(path, target, runs, temps, seed):
+    """runs: name -> (snapshots {step: x}, K, P, B). Arrows: field() on a grid, averaged over the batch elements."""
+    grid = torch.cartesian_prod(*[torch.linspace(-1.3, 1.3, 15)] * 2)
+    g = torch.Generator().manual_seed(seed + 2)
+    columns = len(next(iter(runs.values()))[0])
+    fig, axes = plt.subplots(len(runs), columns, figsize=(3.1 * columns, 3.4 * len(runs) + 0.5), squeeze=False, layout="constrained")
+    for line, (name, (snapshots, K, P, B)) in zip(axes, runs.items()):
+        for ax, (step, x) in zip(line, snapshots.items()):
+            pick = torch.randint(len(x), (B, K), generator=g)
+            pos = target(B * P, g)[1]
+            F = field(grid, x[pick], pos.view(B, P, 2), temps)
+            panel(ax, f"step {step}").scatter(*pos.T, s=4, color=GREY)
+            ax.scatter(*x.T, s=4, color=BLUE)
+            length = F.norm(dim=-1, keepdim=True)
+            ax.quiver(*grid.T, *(F / length.clamp_min(length.quantile(0.9))).T, color="black", width=0.004, scale=16, scale_units="width")
+        line[0].set_ylabel(name, fontsize=11)
+    fig.suptitle(f"Force on one more hypothesis (arrows; each panel has its own unit), samples (blue), positives (grey), tau = {temps[0]:g}", fontsize=12)
+    save(path, fig)
+
+
+def draw_forks(path, data, samples, rows):
+    names = ["expert"] + list(next(iter(samples.values())))
+    fig, axes = plt.subplots(len(samples), len(names), figsize=(2.3 * len(names), 3.7 * len(samples)), squeeze=False, layout="constrained")
+    for line, (target, by_setting) in zip(axes, samples.items()):
+        for ax, name in zip(line, names):
+            o, x = data[target] if name == "expert" else by_setting[name]
+            o, x = o[:150, 0], x[:150]
+            if target == "fork":
+                way, hit = ways(x)
+                colours = [ORANGE if h else GREY if w < 0 else WAY_COLOURS[w] for w, h in zip(way, hit)]
+                for disc in DISCS:
+                    ax.add_patch(plt.Circle(disc, RADIUS, color="#dddddd"))
+                title = (f"{name}\n" + " / ".join(f"{rows[target, name][w]:.0%}" for w in ("above", "between", "below"))
+                         + f", hits {rows[target, name]['hits']:.0%}")
+            else:
+                colours = [BLUE] * len(x)
+                title = f"{name}\nerror {rows[target, name]['error']:.2f}, spread {rows[target, name]['spread']:.2f}"
+            panel(ax, title, 1.6).set(xlim=(-0.1, 1.7), xticks=(0, 1), xlabel="forward")
+            for (h, v, c) in zip(o, x, colours):
+                ax.plot((0, v[0]), (h, v[1]), color=c, lw=0.4, alpha=0.6)
+            ax.scatter(*x.T, s=4, c=colours, zorder=3)
+        line[0].set_ylabel(f"{target}: height", fontsize=11)
+    fig.suptitle("Waypoint (dot) chosen from a start height (left end of its line)\nFork: share above / between / below; "
+                 "orange: in an obstacle, grey: on no way. Lane: the expert does one thing only", fontsize=11)
+    save(path, fig)
+
+
+def draw_gif(path, data, snapshots, seconds=0.09):
+    """snapshots: target -> {step: x}; one frame per step, one panel per target."""
+    frames = []
+    fig, axes = plt.subplots(1, len(snapshots), figsize=(2.1 * len(snapshots), 2.5), squeeze=False, layout="constrained")
+    dots = []
+    for ax, target in zip(axes[0], snapshots):
+        panel(ax, target).scatter(*data[target][:600].T, s=1.5, color=GREY)
+        dots.append(ax.scatter([], [], s=3, color=BLUE))
+    for step in next(iter(snapshots.values())):
+        for d, by_step in zip(dots, snapshots.values()):
+            d.set_offsets(by_step[step].numpy())
+        fig.suptitle(f"training step {step}", fontsize=10)
+        fig.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()).quantize(24, dither=0))
+    plt.close(fig)
+    times = [int(1000 * seconds)] * (len(frames) - 1) + [1500]
+    atomic(path, lambda f: frames[0].save(f, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True))
+
+
+# The whole run.
+def measure(target, o, x, data, f=None):
+    """Numbers of one setting, samples x (n, 2) at o (n, D_o), against held-out data (o, y); see EPILOG."""
+    row = {"energy": energy_distance(torch.cat([o, x], 1), torch.cat(data, 1))}
+    if target in TARGETS:
+        row["off"] = (torch.cdist(x, data[1]).amin(1) > 0.1).float().mean().item()
+    if target == "gaussians":
+        row["modes"] = modes(x)
+    if target == "fork":
+        way, hit = ways(x)
+        row |= {name: (way == i).float().mean().item() for i, name in enumerate(("above", "between", "below"))}
+        row["hits"] = hit.float().mean().item()
+    if target == "lane":
+        row["error"] = (x - torch.stack([torch.ones(len(o)), lane_height(o[:, 0])], -1)).square().mean().sqrt().item()
+        row["spread"] = NOISE if f is None else f(torch.randn(200, 64, 2), o[:200, None].expand(-1, 64, -1)).std(1).mean().item()
+    return row
+
+
+def parse(argv=None):
+    p = argparse.ArgumentParser(description="Drifting generators in two dimensions, beside regression.", allow_abbrev=False,
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    every = [*TARGETS, *FORKS]
+    p.add_argument("--targets", nargs="+", default=every, metavar="NAME", help=f"what to learn, of: {', '.join(every)}")
+    p.add_argument("--K", nargs="+", type=int, default=[1, 4, 16], help="hypotheses per batch element (symbol K), one column each")
+    p.add_argument("--many", type=int, default=128, help="hypotheses and positives (K = P) of the one-problem column")
+    p.add_argument("--temp", nargs="+", type=float, default=[0.2], help="interaction scales (tau), in units of the mean distance s")
+    p.add_argument("--batch", type=int, default=64, help="batch elements per step (symbol B), one positive each")
+    p.add_argument("--steps", type=int, default=2000, help="training steps per setting")
+    p.add_argument("--lr", type=float, default=2e-3, help="learning rate of Adam at the start; falls to 0 as a cosine")
+    p.add_argument("--spread", type=float, default=1.0, help="standard deviation of the outputs over z before training")
+    p.add_argument("--seed", type=int, default=0, help="seed of latents, weights and data")
+    p.add_argument("--out", default="figures", help="folder for toy_targets.png, toy_field.png, toy_fork.png, toy.gif, toy.csv")
+
+    def error(message):
+        raise BadInput(f"{message} (see --help)")
+    p.error = error
+    args = p.parse_args(argv)
+    for name in args.targets:
+        if name not in every:
+            raise BadInput(f"--targets {name}: unknown; choose from {', '.join(every)}")
+    for name in ("K", "many", "temp", "batch", "steps", "lr", "spread"):
+        if any(not 0 < v < math.inf for v in np.atleast_1d(getattr(args, name))):
+            raise BadInput(f"--{name} must be positive and finite, not {getattr(args, name)}")
+    if args.many < 2:
+        raise BadInput("--many must be at least 2")
+    return args
+
+
+def main(argv=None):
+    """Train every setting, print and save the table, draw the pictures."""
+    args = parse(argv)
+    torch.set_num_threads(1)
+    out, (for_forks, for_targets) = Path(args.out), settings(args)
+    jobs = [(t, s, kw) for t in dict.fromkeys(args.targets) for s, kw in (for_forks if t in FORKS else for_targets).items()]
+    frames = sorted({round((args.steps + 1) ** (i / 47)) - 1 for i in range(48)})
+    moments = sorted({0, args.steps // 50, args.steps // 5, args.steps})
+    data, samples, snapshots, rows = {}, {}, {}, {}
+    for target, name, kw in tqdm(jobs, desc="settings", disable=None):
+        draw = (TARGETS | FORKS)[target]
+        if target not in data:
+            g = torch.Generator().manual_seed(args.seed + 10_000)
+            data[target], (o, y) = draw(2000, g), draw(2000, g)
+            rows[target, "expert"] = measure(target, o, y, data[target])          # the floor: two held-out sets
+        start = time.time()
+        f, snapshots[target, name] = train(draw, **kw, at={*frames, *moments})
+        seconds = time.time() - start
+        with torch.no_grad():
+            o = data[target][0]
+            x = f(torch.randn(len(o), 2), o)
+            rows[target, name] = measure(target, o, x, data[target], f) | {"seconds": seconds}
+        samples.setdefault(target, {})[name] = (o, x)
+    fields = list(dict.fromkeys(k for r in rows.values() for k in r))
+    print(f"{'target':13}{'setting':15}" + "".join(f"{k:>8}" for k in fields))
+    for (target, name), r in rows.items():
+        print(f"{target:13}{name:15}" + "".join(f"{'' if k not in r else r[k] if k == 'modes' else f'{r[k]:.3f}':>8}" for k in fields))
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["target", "setting", *fields])
+    table.writeheader()
+    table.writerows({"target": t, "setting": s, **{k: round(v, 4) for k, v in r.items()}} for (t, s), r in rows.items())
+    atomic(out / "toy.csv", lambda f: f.write(text.getvalue().encode()))
+
+    flat = {t: {s: x for s, (_, x) in by.items()} for t, by in samples.items() if t in TARGETS}
+    if flat:
+        draw_targets(out / "toy_targets.png", {t: data[t][1] for t in flat}, flat, rows)
+        best, first = f"K = P = {args.many}", next(iter(flat))
+        runs = {s: ({m: snapshots[first, s][m] for m in moments}, kw["K"], kw.get("P", 1), kw["B"])
+                for s, kw in for_targets.items() if s in (best, "clumped start")}
+        draw_field(out / "toy_field.png", TARGETS[first], runs, args.temp, args.seed)
+        draw_gif(out / "toy.gif", {t: data[t][1] for t in flat}, {t: {s: snapshots[t, best][s] for s in frames} for t in flat})
+    forks = {t: by for t, by in samples.items() if t in FORKS}
+    if forks:
+        draw_forks(out / "toy_fork.png", data, forks, rows)
+
+
+if __name__ == "__main__":
+    cli(main)
