@@ -72,10 +72,10 @@ def bootstrap(values, n=10_000, seed=0):
     return tuple(np.quantile(draws, [0.025, 0.975]).tolist())
 
 
-def evaluate(policy, task, episodes=50, **kw):
+def evaluate(policy, task, episodes=50, *, start_seed=START_SEED, **kw):
     """Score the policy over `episodes` fixed starts; kw as in `rollout`. Returns plain numbers and the Rollout."""
     t0 = time.perf_counter()
-    r = rollout(policy, task, range(START_SEED, START_SEED + episodes), **kw)
+    r = rollout(policy, task, range(start_seed, start_seed + episodes), **kw)
     scores = r.scores(task.score)
     return {"score": scores.mean().item(), "score_95": bootstrap(scores),
             "success": r.success.mean().item(), "success_95": bootstrap(r.success.astype(float)),
@@ -112,10 +112,13 @@ def main():
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("ckpt", help="policy checkpoint: the ckpt.pt of a run folder")
     p.add_argument("--task", help="refuse a checkpoint of any other task")
-    p.add_argument("--episodes", type=int, default=50, help="episodes, start seeds 100000 on")
+    p.add_argument("--episodes", type=int, default=50, help="number of episodes")
     p.add_argument("--seed", type=int, default=0, help="seed of the latents z")
     p.add_argument("--raw", action="store_true", help="the raw weights, not the EMA's")
     p.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
+    p.add_argument("--z-scale", type=float, default=1.0, help="standard deviation of the latents z; the paper's is 1")
+    p.add_argument("--start-seed", type=int, default=START_SEED, help="first start seed; choose settings on others than "
+                   "you report")
     p.add_argument("--device", default="cpu", help="torch device of the network")
     p.add_argument("--one-process", action="store_true", help="all simulators in this process")
     p.add_argument("--video", help="write a GIF of the first --show episodes")
@@ -126,7 +129,8 @@ def main():
         raise BadInput("--episodes must be at least 1")
     policy, _ = Policy.load(args.ckpt, args.device, ema=not args.raw, task=args.task)
     policy.set_executed(args.T_a or policy.T_a)
-    result, r = evaluate(policy, task_named(policy.task), args.episodes, seed=args.seed,
+    policy.z_scale = args.z_scale
+    result, r = evaluate(policy, task_named(policy.task), args.episodes, start_seed=args.start_seed, seed=args.seed,
                          workers=not args.one_process, show=min(args.show, args.episodes) if args.video else 0)
     print(line(result))
     if args.video:

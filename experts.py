@@ -52,12 +52,14 @@ def main():
     p.add_argument("--start-seed", type=int, default=1_000_000, help="first start seed (1000000)")
     p.add_argument("--seed", type=int, default=0, help="seed of the latents (0)")
     p.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
+    p.add_argument("--z-scale", type=float, default=1.0, help="standard deviation of the latents (1.0)")
     p.add_argument("--one-process", action="store_true", help="all simulators in this process")
     p.add_argument("--out", default="demos.npz", help="file to write (demos.npz)")
     args = p.parse_args()
     task = task_named(args.task)
     policy, _ = Policy.load(args.init, task=task.name)
     policy.set_executed(args.T_a or policy.T_a)
+    policy.z_scale = args.z_scale
     arrays, tries = collect(policy, task, args.episodes, start_seed=args.start_seed, seed=args.seed,
                             workers=not args.one_process)
     save_npz(args.out, **arrays)

@@ -47,6 +47,7 @@ class Policy(nn.Module):
         self.shape = {**shape, "dims": list(shape["dims"])}
         self.task, self.T_o, self.T_p, self.T_a = (shape[k] for k in ("task", "T_o", "T_p", "T_a"))
         self.obs_dim, self.D_a = shape["obs_dim"], shape["D_a"]
+        self.z_scale = 1.0      # below 1, `act` draws latents nearer to 0: less varied chunks
         self.norm_obs = Normalizer(*(obs_range or 2 * [torch.zeros(self.obs_dim)]))
         self.norm_action = Normalizer(*(action_range or 2 * [torch.zeros(self.D_a)]))
         try:
@@ -81,7 +82,7 @@ class Policy(nn.Module):
     @torch.inference_mode()
     def act(self, obs, z=None, *, generator=None):
         """One generator call: obs (B, T_o, obs_dim), z (B, T_p, D_a) or drawn -> chunk (B, T_p, D_a), action units."""
-        z = self.latent(len(obs), generator=generator) if z is None else z
+        z = self.z_scale * self.latent(len(obs), generator=generator) if z is None else z
         return self.norm_action.inverse(self(obs, z))
 
     def set_executed(self, T_a):
