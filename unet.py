@@ -3,12 +3,18 @@
 Latents (B, K, T_p, D_a) in, chunks (B, K, T_p, D_a) out, one pass. The condition (B, C) enters every residual
 block as a FiLM scale and bias; its projection is computed once per observation and shared by the K hypotheses.
 There is no time embedding: nothing is iterated.
+
+The latent is noise at every place of the chunk, so it cannot say which place is which. A diffusion network reads
+that off the noisy chunk it refines; a one-step generator is given cosines over the chunk as further input channels,
+and starts with a small weight on the latent.
 """
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 KERNEL, GROUPS = 5, 8
+EMBED = 256         # condition embedding (Table VIII)
+COSINES = 8         # input channels cos(pi j (t + 1/2) / T_p), j < COSINES
+Z_GAIN = 0.25       # of the usual initial weight on the latent
 
 
 class ConvBlock(nn.Sequential):
@@ -45,7 +51,7 @@ class UNet1d(nn.Module):
         dims = tuple(dims)
         if not dims or any(c <= 0 or c % GROUPS for c in dims):
             raise ValueError(f"dims {dims}: every channel count must be a positive multiple of {GROUPS}")
-        self.dims, ins = dims, (D_a,) + dims[:-1]
+        self.dims, ins = dims, (D_a + COSINES,) + dims[:-1]
         self.down = nn.ModuleList(nn.ModuleList([ResBlock(i, o), ResBlock(o, o)]) for i, o in zip(ins, dims))
         self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in dims[:-1])
         self.mid = nn.ModuleList(ResBlock(dims[-1], dims[-1]) for _ in range(2))
@@ -55,7 +61,11 @@ class UNet1d(nn.Module):
         self.out = nn.Sequential(ConvBlock(dims[0], dims[0]), nn.Conv1d(dims[0], D_a, 1))
 
         self.film_sizes = [2 * b.second[0].out_channels for b in self.modules() if isinstance(b, ResBlock)]
-        self.film = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, sum(self.film_sizes)))   # every block's FiLM at once
+        self.film = nn.Sequential(nn.Linear(cond_dim, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED), nn.SiLU(),
+                                  nn.Linear(EMBED, sum(self.film_sizes)))        # every block's FiLM at once
+        with torch.no_grad():
+            for conv in (self.down[0][0].first[0], self.down[0][0].skip):
+                conv.weight[:, :D_a] *= Z_GAIN
 
     def check_horizon(self, T_p):
         """Raise ValueError if T_p cannot be halved at every level."""
@@ -69,7 +79,10 @@ class UNet1d(nn.Module):
         T_p, D_a = z.shape[-2:]
         self.check_horizon(T_p)
         film = iter(self.film(cond).split(self.film_sizes, dim=-1))            # (B, 2 C_out) per block
+        j, t = torch.arange(COSINES, device=z.device), torch.arange(T_p, device=z.device)
+        place = torch.cos(torch.pi * j[:, None] * (t + 0.5) / T_p).to(z)       # (COSINES, T_p)
         x = z.reshape(-1, T_p, D_a).transpose(1, 2)                            # (N, D_a, T_p), N = B K
+        x = torch.cat([x, place.expand(len(x), -1, -1)], dim=1)
         skips = []
         for i, (a, b) in enumerate(self.down):
             x = b(a(x, next(film)), next(film))

@@ -17,7 +17,7 @@ from data import save_npz
 torch.set_num_threads(1)
 
 
-def cli(*args, timeout=120):
+def cli(*args, timeout=600):
     """python ROOT/args[0] args[1:] -> (exit code, stdout, stderr)."""
     p = subprocess.run([sys.executable, ROOT / args[0], *map(str, args[1:])], capture_output=True, text=True,
                        timeout=timeout)
