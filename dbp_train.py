@@ -27,6 +27,7 @@ from runs import BadInput, Run, cli, load_torch, save_torch
 
 PAPER_DIMS, SMALL_DIMS = (512, 1024, 2048), (64, 128, 256)
 LOG_EVERY = 50
+FREE_ON_RESUME = {"resume", "out", "data", "init", "device", "threads", "save_every", "eval_every", "episodes"}
 SNAPSHOT_STEPS = (0, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)    # moments shown in hypotheses.png
 
 
@@ -104,6 +105,11 @@ def resolve(args):
     return task
 
 
+def flags_of(args):
+    """The flags as plain values, for flags.json and the checkpoints."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
+
+
 class EMA:
     """Exponential moving average of parameters, decay min(largest, 1 - (1 + n) ** -power) at step n."""
 
@@ -162,8 +168,10 @@ def setup(args, task):
     state = {"step": 0, "total": None, "minutes": 0.0, "snapshots": {}}
     if args.resume:
         state = load_torch(Path(args.out) / "state.pt", args.device)
-        if state["shape"] != policy.shape:
-            raise BadInput(f"{args.out}/state.pt has {state['shape']}, the flags say {policy.shape}: resume with its flags")
+        for k, was in state["flags"].items():
+            if k not in FREE_ON_RESUME and was != flags_of(args)[k]:
+                raise BadInput(f"{args.out} was begun with --{k.replace('_', '-')} {was}, not {flags_of(args)[k]}: resume "
+                               "with the same flags, or start anew in another --out")
         policy.load_state_dict(state.pop("weights"))
         ema.load_state_dict(state.pop("ema"))
         opt.load_state_dict(state.pop("optimizer"))
@@ -181,9 +189,9 @@ def train(args):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if gpu else args.device
     main_rank = rank == 0
     chunks, policy, opt, ema, state = setup(args, task)
-    per_epoch = math.ceil(len(chunks) / args.batch)
+    per_epoch = max(len(chunks) // args.batch, 1)              # the last, smaller batch is left out
     total = state["total"] or args.steps or (args.epochs and math.ceil(args.epochs * per_epoch))
-    step, flags, out = state["step"], vars(args), Path(args.out)
+    step, flags, out = state["step"], flags_of(args), Path(args.out)
     snapshots = state["snapshots"]
     shown = chunks.batch(torch.linspace(0, len(chunks) - 1, 6, device=args.device).long())       # 6 observations
     z_shown = torch.randn(6, 32, args.T_p, policy.D_a, generator=torch.Generator().manual_seed(0)).to(args.device)
@@ -202,7 +210,7 @@ def train(args):
     def save():
         policy.save(out / "ckpt.pt", flags=flags, ema=ema.state_dict(), step=step)
         save_torch(out / "state.pt", {"step": step, "total": total, "minutes": minutes, "snapshots": snapshots,
-                                      "shape": policy.shape, "weights": policy.state_dict(),
+                                      "flags": flags, "weights": policy.state_dict(),
                                       "ema": ema.state_dict(), "optimizer": opt.state_dict()})
 
     def snapshot():

@@ -34,7 +34,7 @@ def _pool(x, pos, neg, w_x, w_pos, w_neg):
 
 @torch.no_grad()
 def drift(x, pos, neg=None, *, temps=(0.2,), w_x=None, w_pos=None, w_neg=None):
-    """Drift V of every hypothesis, in scaled coordinates x / scale (Eqs. 5, 8, 9, 28-37).
+    """Drift V of every hypothesis, in scaled coordinates x / scale (Eqs. 5, 8, 9, 28-37; floors of Eq. 56).
 
     x (..., B, K, D), pos (..., B, P, D), neg (..., B, N, D) or None; weights (..., B, K | P | N), default 1.
     temps: the interaction scales tau, in units of the mean distance s.

@@ -91,8 +91,8 @@ def line(result):
             "ms a call for all)").format(**result)
 
 
-def save_gif(path, frames, every=3, columns=4):
-    """Tile episodes (lists of (H, W, 3) frames) into one GIF at 10 / every frames a second, sped up 3 times."""
+def save_gif(path, frames, every=4, columns=4, size=160):
+    """Tile episodes (lists of (H, W, 3) uint8 frames) into one GIF: every 4th frame, size pixels each, 3 x real time."""
     from PIL import Image
     n = max(map(len, frames))
     frames = [f + [f[-1]] * (n - len(f)) for f in frames]                    # a finished episode holds its last frame
@@ -102,7 +102,8 @@ def save_gif(path, frames, every=3, columns=4):
     for t in range(0, n, every):
         grid = [[f[t] for f in row] + [blank] * (columns - len(row)) for row in rows]
         image = np.concatenate([np.concatenate(row, 1) for row in grid], 0)
-        tiles.append(Image.fromarray(image).quantize(48))
+        width = size * image.shape[1] // frames[0][0].shape[1]
+        tiles.append(Image.fromarray(image).resize((width, width * image.shape[0] // image.shape[1])).quantize(32))
     atomic(path, lambda f: tiles[0].save(f, "GIF", save_all=True, append_images=tiles[1:], duration=100 * every // 3,
                                          loop=0, optimize=True))
 

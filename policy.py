@@ -76,7 +76,7 @@ class Policy(nn.Module):
         return self.net(z, self.features(obs))
 
     def hypotheses(self, obs, K, *, generator=None):
-        """K normalised chunks per observation: obs (B, T_o, obs_dim) -> (B, K, T_p, D_a)."""
+        """Eq. 7: K chunks per observation from K latents, obs (B, T_o, obs_dim) -> (B, K, T_p, D_a), normalised."""
         return self(obs, self.latent(len(obs), K, generator=generator))
 
     @torch.inference_mode()

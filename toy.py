@@ -6,13 +6,12 @@ set-up of Drifting Models. What a run shows (default flags; energy distance to h
 
 - Regression and K = 1 end at the mean (gaussians 0.71, no mode). They are the same pull: with one hypothesis A- is the
   floor of Eq. 31 and A+ is 1, so V is y - x over its RMS. At the fork that mean lies in an obstacle (100 % hits).
-- K = 4 and 16 cover all 8 modes with one positive per element (0.018, 0.009), as K = P = 128 does (0.008).
+- K = 4 and 16 cover all 8 modes with one positive per element (0.018, 0.009), as does K = P = 128 (0.008).
 - A clumped start stays at the mean on gaussians (0.72), not on the other targets. In a clump s is small, the positives
   are many tau s away, every A+ sits on the floor 1e-6 of Eq. 31, and the drift is regression's. With that floor at
   1e-30 the same start reached 8 modes. torch's own initialisation of this network has spread 0.014.
 - Samples between the modes come from the network, a smooth map of a 2-D Gaussian: 35 % are more than 0.1 off the data
   (K = P = 128), but 4 % of 256 particles moved by the field without a network. At the fork a third hit an obstacle.
-- Where the expert does one thing (lane, noise 0.05), K = 4 and 16 learn the noise too (error 0.06; regression 0.02).
 """
 import argparse
 import math
@@ -33,11 +32,10 @@ from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend
 
 SIGMA = 0.08                          # width of one Gaussian of "gaussians"
 CENTRES = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])
-WAYS, SHARES, NOISE = (1.0, 0.0, -1.0), (0.5, 0.3, 0.2), 0.05     # "fork": height and share of each way, expert's noise
+WAYS, SHARES, NOISE = (1.0, 0.0, -1.0), (0.5, 0.3, 0.2), 0.05     # "fork": height and share of each way, noise
 DISCS, RADIUS, NEAR = ((1.0, 0.5), (1.0, -0.5)), 0.3, 0.2         # "fork": obstacles; a sample takes a way within NEAR
 CLUMP = 0.01                          # spread of a clumped start (torch's own initialisation gives 0.014)
-BLUE, ORANGE, GREY = "#2a6fbb", "#d9660a", "#b5b5b5"
-WAY_COLOURS = (BLUE, "#2b9a66", "#8b5fbf")
+BLUE, ORANGE, GREY, GREEN, PURPLE = "#2a6fbb", "#d9660a", "#b5b5b5", "#2b9a66", "#8b5fbf"
 
 
 # Targets: (n, generator) -> observations o (n, D_o) and one positive each, y (n, 2). D_o = 0: unconditional.
@@ -74,19 +72,8 @@ def fork(n, g):
     return o[:, None], torch.stack([torch.ones(n), way], -1) + NOISE * torch.randn(n, 2, generator=g)
 
 
-def lane(n, g):
-    """The same start, but the expert always does one and the same: waypoint height 0.8 sin(3 o)."""
-    o = 2 * torch.rand(n, generator=g) - 1
-    return o[:, None], lane_mean(o) + NOISE * torch.randn(n, 2, generator=g)
-
-
-def lane_mean(o):
-    """Noise-free waypoint of "lane": o (n,) -> (n, 2)."""
-    return torch.stack([torch.ones_like(o), 0.8 * (3 * o).sin()], -1)
-
-
 TARGETS = {"gaussians": gaussians, "moons": moons, "checkerboard": checkerboard, "swissroll": swissroll}
-FORKS = {"fork": fork, "lane": lane}
+EVERY = TARGETS | {"fork": fork}
 
 
 # Numbers.
@@ -156,7 +143,7 @@ def train(target, *, B, K, P=1, temps=(0.2,), steps=2000, lr=2e-3, seed=0, sprea
 
 @torch.no_grad()
 def field(grid, x, pos, temps):
-    """Force F (before Eq. 36) on one more hypothesis put at each grid point. grid (G, 2), x (B, K, 2), pos (B, P, 2) -> (G, 2)."""
+    """Force F (Eq. 35) on one more hypothesis at each grid point. grid (G, 2), x (B, K, 2), pos (B, P, 2) -> (G, 2)."""
     out, B = [], len(x)
     for part in grid.split(max(1, 2_000_000 // (x.shape[1] * (x.shape[1] + pos.shape[1]) * B))):
         lead = (len(part), B, -1, 2)
@@ -170,8 +157,8 @@ def settings(args):
     """Name -> keywords of train(), in the order of the columns."""
     base = dict(temps=tuple(args.temp), steps=args.steps, lr=args.lr, seed=args.seed, spread=args.spread, B=args.batch)
     one = {"regression": base | {"K": 1, "regression": True}} | {f"K = {K}": base | {"K": K} for K in args.K}
-    return one, one | {"clumped start": base | {"K": max(args.K), "spread": CLUMP},
-                       f"K = P = {args.many}": base | {"B": 1, "K": args.many, "P": args.many}}
+    many = {f"K = P = {args.many}": base | {"B": 1, "K": args.many, "P": args.many}}
+    return one, one | {"clumped start": base | {"K": max(args.K), "spread": CLUMP}} | many
 
 
 # Pictures.
@@ -197,13 +184,14 @@ def save(path, fig):
 def draw_targets(path, data, samples, rows):
     """One row per target, one column per setting. data: target -> (o, y); samples: target -> setting -> (o, x)."""
     names = ["target", *next(iter(samples.values()))]
-    fig, axes = figure(len(samples), len(names), 2.2, 2.4, "Held-out data (grey) and samples of one network pass (blue; regression orange)")
+    title = "Held-out data (grey) and samples of one network pass (blue; regression orange)"
+    fig, axes = figure(len(samples), len(names), 2.2, 2.4, title)
     for line, (target, by_setting) in zip(axes, samples.items()):
         line[0].set_ylabel(target, fontsize=12)
         for ax, name in zip(line, names):
             panel(ax, name).scatter(*data[target][1][:1000].T, s=2, color=GREY)
             if name in by_setting:
-                ax.set_title(f"{name}\nenergy distance {rows[target, name]['energy']:.3f}", fontsize=10)
+                panel(ax, f"{name}\nenergy distance {rows[target, name]['energy']:.3f}")
                 ax.scatter(*by_setting[name][1][:1000].T, s=2, color=ORANGE if name == "regression" else BLUE)
     save(path, fig)
 
@@ -219,32 +207,27 @@ def draw_field(path, target, runs, temps, seed):
         for ax, (step, x) in zip(line, snapshots.items()):
             pos = target(B * P, g)[1]
             F = field(grid, x[torch.randint(len(x), (B, K), generator=g)], pos.view(B, P, 2), temps)
-            length = F.norm(dim=-1, keepdim=True)
+            F /= F.norm(dim=-1, keepdim=True).clamp_min(F.norm(dim=-1).quantile(0.9))         # the longest tenth: length 1
             panel(ax, f"step {step}").scatter(*pos.T, s=4, color=GREY)
             ax.scatter(*x.T, s=4, color=BLUE)
-            ax.quiver(*grid.T, *(F / length.clamp_min(length.quantile(0.9))).T, width=0.004, scale=16, scale_units="width")
+            ax.quiver(*grid.T, *F.T, width=0.004, scale=16, scale_units="width")
     save(path, fig)
 
 
-def draw_forks(path, samples, rows):
-    """One row per conditional target, one column per setting; a line from every start to the waypoint chosen there."""
-    fig, axes = figure(len(samples), len(next(iter(samples.values()))), 2.3, 3.5, "Waypoint (dot) chosen from a start height "
-                       "(left end of its line)\nFork: share above / between / below; orange: in an obstacle, grey: on no way. "
-                       "Lane: the expert does one thing only")
-    for line, (target, by_setting) in zip(axes, samples.items()):
-        line[0].set_ylabel(f"{target}: height", fontsize=11)
-        for ax, (name, (o, x)) in zip(line, by_setting.items()):
-            row, x, colours = rows[target, name], x[:150], [BLUE] * 150
-            title = "error {error:.2f}, spread {spread:.2f}"
-            if target == "fork":
-                colours = [ORANGE if h else GREY if w < 0 else WAY_COLOURS[w] for w, h in zip(*ways(x))]
-                title = "{above:.0%} / {between:.0%} / {below:.0%}, hits {hits:.0%}"
-                for disc in DISCS:
-                    ax.add_patch(plt.Circle(disc, RADIUS, color="#dddddd"))
-            panel(ax, f"{name}\n{title.format(**row)}", 1.6).set(xlim=(-0.1, 1.7), xticks=(0, 1), xlabel="forward")
-            for h, v, c in zip(o[:, 0], x, colours):
-                ax.plot((0, v[0]), (h, v[1]), color=c, lw=0.4, alpha=0.6)
-            ax.scatter(*x.T, s=4, c=colours, zorder=3)
+def draw_fork(path, samples, rows):
+    """One panel per setting: a line from every start height to the waypoint chosen there. samples: setting -> (o, x)."""
+    fig, axes = figure(1, len(samples), 2.3, 3.9, "Waypoint (dot) chosen from a start height (left end of its line)\n"
+                       "Share above / between / below; orange: in an obstacle, grey: on no way")
+    for ax, (name, (o, x)) in zip(axes[0], samples.items()):
+        x = x[:150]
+        colours = [ORANGE if h else GREY if w < 0 else (BLUE, GREEN, PURPLE)[w] for w, h in zip(*ways(x))]
+        title = "{above:.0%} / {between:.0%} / {below:.0%}, hits {hits:.0%}".format(**rows["fork", name])
+        panel(ax, f"{name}\n{title}", 1.6).set(xlim=(-0.1, 1.7), xticks=(0, 1), xlabel="forward", ylabel="height")
+        for disc in DISCS:
+            ax.add_patch(plt.Circle(disc, RADIUS, color="#dddddd"))
+        for h, v, c in zip(o[:, 0], x, colours):
+            ax.plot((0, v[0]), (h, v[1]), color=c, lw=0.4, alpha=0.6)
+        ax.scatter(*x.T, s=4, c=colours, zorder=3)
     save(path, fig)
 
 
@@ -261,39 +244,36 @@ def draw_gif(path, data, snapshots):
         fig.canvas.draw()
         frames.append(Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()).quantize(24, dither=0))
     plt.close(fig)
-    times = [90] * (len(frames) - 1) + [1500]                             # milliseconds
-    atomic(path, lambda f: frames[0].save(f, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0))
+    more = dict(save_all=True, append_images=frames[1:], duration=[90] * (len(frames) - 1) + [1500], loop=0)   # in ms
+    atomic(path, lambda f: frames[0].save(f, "GIF", **more))
 
 
 # The whole run.
-def measure(target, o, x, data, f=None):
+def measure(target, o, x, data):
     """Numbers of one setting: samples x (n, 2) at o (n, D_o) against held-out data (o, y).
 
-    energy: energy distance, of (o, x) jointly; off: share farther than 0.1 from all data; modes: see modes(); above, between,
-    below, hits: share on each way and in an obstacle; error: RMS to the lane's noise-free waypoint; spread: std over z.
+    energy: energy distance, of (o, x) jointly; off: share farther than 0.1 from all data; modes: see modes();
+    above, between, below, hits: share on each way and in an obstacle.
     """
-    row = {"energy": energy_distance(torch.cat([o, x], 1), torch.cat(data, 1))}
-    if target in TARGETS:
-        row["off"] = (torch.cdist(x, data[1]).amin(1) > 0.1).float().mean().item()
-    if target == "gaussians":
-        row["modes"] = modes(x)
+    row, (way, hit) = {"energy": energy_distance(torch.cat([o, x], 1), torch.cat(data, 1))}, ways(x)
     if target == "fork":
-        way, hit = ways(x)
-        row |= {k: v.float().mean().item() for k, v in zip(("above", "between", "below", "hits"), (way == 0, way == 1, way == 2, hit))}
-    if target == "lane":
-        row["error"] = (x - lane_mean(o[:, 0])).square().mean().sqrt().item()
-        row["spread"] = NOISE if f is None else f(torch.randn(200, 64, 2), o[:200, None].expand(-1, 64, -1)).std(1).mean().item()
-    return row
+        events = {"above": way == 0, "between": way == 1, "below": way == 2, "hits": hit}
+    else:
+        events = {"off": torch.cdist(x, data[1]).amin(1) > 0.1}
+    row |= {k: v.float().mean().item() for k, v in events.items()}
+    return row | {"modes": modes(x)} if target == "gaussians" else row
 
 
 def parse(argv=None):
+    def error(message):
+        raise BadInput(f"{message} (see --help)")
+
     p = argparse.ArgumentParser(description="Drifting generators in two dimensions, beside regression.", allow_abbrev=False,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    every = [*TARGETS, *FORKS]
-    p.add_argument("--targets", nargs="+", default=every, metavar="NAME", help=f"what to learn, of: {', '.join(every)}")
+    p.add_argument("--targets", nargs="+", default=[*EVERY], metavar="NAME", help=f"what to learn, of: {', '.join(EVERY)}")
     p.add_argument("--K", nargs="+", type=int, default=[1, 4, 16], help="hypotheses per batch element (symbol K), one column each")
     p.add_argument("--many", type=int, default=128, help="hypotheses and positives (K = P) of the one-problem column")
-    p.add_argument("--temp", nargs="+", type=float, default=[0.2], help="interaction scales (tau), in units of the mean distance s")
+    p.add_argument("--temp", nargs="+", type=float, default=[0.2], help="interaction scales tau, in mean distances s")
     p.add_argument("--batch", type=int, default=64, help="batch elements per step (symbol B), one positive each")
     p.add_argument("--steps", type=int, default=2000, help="training steps per setting")
     p.add_argument("--lr", type=float, default=2e-3, help="learning rate of Adam at the start; falls to 0 as a cosine")
@@ -301,13 +281,13 @@ def parse(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seed of latents, weights and data")
     p.add_argument("--out", default="figures", help="folder for toy_targets.png, toy_field.png, toy_fork.png, toy.gif, toy.csv")
 
-    p.error = lambda message: (_ for _ in ()).throw(BadInput(f"{message} (see --help)"))
+    p.error = error
     args = p.parse_args(argv)
-    if unknown := [name for name in args.targets if name not in every]:
-        raise BadInput(f"--targets {unknown[0]}: unknown; choose from {', '.join(every)}")
+    if unknown := [name for name in args.targets if name not in EVERY]:
+        raise BadInput(f"--targets {unknown[0]}: unknown; choose from {', '.join(EVERY)}")
     for name in ("K", "many", "temp", "batch", "steps", "lr", "spread"):
         if not all(0 < v < math.inf for v in np.atleast_1d(getattr(args, name))):
-            raise BadInput(f"--{name} must be positive and finite, not {getattr(args, name)}")
+            raise BadInput(f"--{name} must be positive and finite")
     return args
 
 
@@ -315,40 +295,38 @@ def main(argv=None):
     """Train every setting, print and save the table, draw the pictures."""
     args = parse(argv)
     torch.set_num_threads(1)
-    out, (for_forks, for_targets) = Path(args.out), settings(args)
-    jobs = [(t, s, kw) for t in dict.fromkeys(args.targets) for s, kw in (for_forks if t in FORKS else for_targets).items()]
+    out, (for_fork, for_targets) = Path(args.out), settings(args)
+    jobs = [(t, *job) for t in dict.fromkeys(args.targets) for job in (for_targets if t in TARGETS else for_fork).items()]
     frames = sorted({round((args.steps + 1) ** (i / 47)) - 1 for i in range(48)})
     moments = sorted({0, args.steps // 50, args.steps // 5, args.steps})
     data, samples, snapshots, rows = {}, {}, {}, {}
     for target, name, kw in tqdm(jobs, desc="settings", disable=None):
-        draw = (TARGETS | FORKS)[target]
         if target not in data:
             g = torch.Generator().manual_seed(args.seed + 10_000)
-            data[target], expert = draw(2000, g), draw(2000, g)
-            samples[target] = {"expert": expert} if target in FORKS else {}
+            data[target], expert = EVERY[target](2000, g), EVERY[target](2000, g)
+            samples[target] = {"expert": expert} if target == "fork" else {}
             rows[target, "expert"] = measure(target, *expert, data[target])       # the floor: two held-out sets
-        f, snapshots[target, name] = train(draw, **kw, at={*frames, *moments})
+        f, snapshots[target, name] = train(EVERY[target], **kw, at={*frames, *moments})
         with torch.no_grad():
             samples[target][name] = o, x = data[target][0], f(torch.randn(2000, 2), data[target][0])
-            rows[target, name] = measure(target, o, x, data[target], f)
+            rows[target, name] = measure(target, o, x, data[target])
 
     fields = list(dict.fromkeys(k for r in rows.values() for k in r))
-    cells = [["target", "setting", *fields]] + [[*key, *((f"{r[k]:.3f}" if k != "modes" else str(r[k])) if k in r else "" for k in fields)]
-                                                for key, r in rows.items()]
+    show = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
+    cells = [["target", "setting", *fields]] + [[*key, *(show(r.get(k, "")) for k in fields)] for key, r in rows.items()]
     for target, setting, *numbers in cells:
         print(f"{target:13}{setting:14}" + "".join(f"{n:>8}" for n in numbers))
     atomic(out / "toy.csv", lambda f: f.write("".join(",".join(line) + "\n" for line in cells).encode()))
 
-    flat, forks = ({t: by for t, by in samples.items() if t in kind} for kind in (TARGETS, FORKS))
-    if flat:
+    if flat := {t: by for t, by in samples.items() if t in TARGETS}:
         draw_targets(out / "toy_targets.png", data, flat, rows)
         best, first = f"K = P = {args.many}", next(iter(flat))
         runs = {s: ({m: snapshots[first, s][m] for m in moments}, kw["K"], kw.get("P", 1), kw["B"])
                 for s, kw in for_targets.items() if s in (best, "clumped start")}
         draw_field(out / "toy_field.png", TARGETS[first], runs, args.temp, args.seed)
         draw_gif(out / "toy.gif", data, {t: {s: snapshots[t, best][s] for s in frames} for t in flat})
-    if forks:
-        draw_forks(out / "toy_fork.png", forks, rows)
+    if "fork" in samples:
+        draw_fork(out / "toy_fork.png", samples["fork"], rows)
 
 
 if __name__ == "__main__":

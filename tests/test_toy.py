@@ -21,11 +21,11 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", [*toy.TARGETS, *toy.FORKS])
+@pytest.mark.parametrize("name", list(toy.EVERY))
 def test_samplers(name):
-    draw = (toy.TARGETS | toy.FORKS)[name]
+    draw = toy.EVERY[name]
     o, y = draw(2000, gen())
-    assert o.shape == (2000, 1 if name in toy.FORKS else 0) and y.shape == (2000, 2)
+    assert o.shape == (2000, 0 if name in toy.TARGETS else 1) and y.shape == (2000, 2)
     assert y.dtype == torch.float32 and y.abs().max() < 1.6
     assert torch.equal(draw(2000, gen())[1], y) and not torch.equal(draw(2000, gen(1))[1], y)
     if name in toy.TARGETS:
@@ -40,8 +40,6 @@ def test_support_of_the_samplers():
     way, hit = toy.ways(toy.fork(4000, gen())[1])
     shares = [(way == i).float().mean().item() for i in range(3)]
     assert shares == pytest.approx(toy.SHARES, abs=0.03) and hit.float().mean() < 0.01
-    o, y = toy.lane(1000, gen())
-    assert (y - toy.lane_mean(o[:, 0])).std().item() == pytest.approx(toy.NOISE, rel=0.2)
 
 
 def test_ways():
@@ -98,14 +96,14 @@ def test_field_points_to_the_expert():
 
 
 def test_command_line(tmp_path):
-    run = subprocess.run([sys.executable, TOY, "--targets", "gaussians", "fork", "lane", "--K", "1", "3", "--many", "8", "--batch", "4",
+    run = subprocess.run([sys.executable, TOY, "--targets", "gaussians", "fork", "--K", "1", "3", "--many", "8", "--batch", "4",
                           "--steps", "3", "--out", tmp_path], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     for name in ("toy_targets.png", "toy_field.png", "toy_fork.png", "toy.gif", "toy.csv"):
         assert (tmp_path / name).stat().st_size > 100
     rows = list(csv.DictReader(open(tmp_path / "toy.csv")))
     assert [r["setting"] for r in rows[:6]] == ["expert", "regression", "K = 1", "K = 3", "clumped start", "K = P = 8"]
-    assert all(math.isfinite(float(r["energy"])) for r in rows) and len(rows) == 6 + 4 + 4
+    assert all(math.isfinite(float(r["energy"])) for r in rows) and len(rows) == 6 + 4
 
 
 @pytest.mark.parametrize("flags, says", [

@@ -147,12 +147,12 @@ def test_normaliser_spans_the_data(tmp_path, demos, quick):
 
 def test_raw_and_ema_weights_differ(tmp_path, demos, quick):
     train("--data", demos, "--out", tmp_path / "r", "--steps", 5)
-    raw, ema = (Policy.load(tmp_path / "r" / "ckpt.pt", ema=e)[0].net.film[1].bias for e in (False, True))
-    state = load_torch(tmp_path / "r" / "state.pt")
-    assert torch.equal(raw, state["weights"]["net.film.1.bias"]) and torch.equal(ema, state["ema"]["net.film.1.bias"])
-    assert not torch.equal(raw, ema)
-    policy, episodes = quick[-1]
-    assert torch.equal(policy.net.film[1].bias, ema) and episodes == 1      # the EMA is what gets evaluated
+    raw, ema = (dict(Policy.load(tmp_path / "r" / "ckpt.pt", ema=e)[0].named_parameters()) for e in (False, True))
+    state, (policy, episodes) = load_torch(tmp_path / "r" / "state.pt"), quick[-1]
+    for name in raw:
+        assert torch.equal(raw[name], state["weights"][name]) and torch.equal(ema[name], state["ema"][name])
+        assert not torch.equal(raw[name], ema[name]), name
+    assert same(dict(policy.named_parameters()), ema) and episodes == 1     # the EMA is what gets evaluated
 
 
 def test_seeds_decide(tmp_path, demos, quick):
