@@ -4,7 +4,10 @@
   log.jsonl    one object a line: {"step": ..., "loss": ...}; log.csv the same as a table
   state.pt     all that --resume needs, replaced atomically
   ckpt.pt      the policy (policy.py), replaced atomically
+
+`python runs.py RUN [RUN ...] --png score.png --csv score.csv` draws the scores of runs, seeds of one setting, together.
 """
+import argparse
 import csv
 import importlib.metadata
 import io
@@ -119,17 +122,10 @@ class Run:
 
     def close(self):
         """Write log.csv and close the logs."""
-        self.write_csv()
+        write_csv(self.out / "log.csv", self.rows)
         self.jsonl.close()
         self.board.close()
 
-    def write_csv(self):
-        names = list(dict.fromkeys(k for r in self.rows for k in r))
-        text = io.StringIO()
-        table = csv.DictWriter(text, names)
-        table.writeheader()
-        table.writerows(self.rows)
-        atomic(self.out / "log.csv", lambda f: f.write(text.getvalue().encode()))
 
 
 def read_log(out):
@@ -142,3 +138,65 @@ def read_log(out):
         except json.JSONDecodeError:
             break
     return rows
+
+
+def write_csv(path, rows):
+    """Rows (dicts) as a CSV table, atomically; the columns are the union of their keys, in order of appearance."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(k for r in rows for k in r)))
+    table.writeheader()
+    table.writerows(rows)
+    atomic(path, lambda f: f.write(text.getvalue().encode()))
+
+
+def draw_scores(path, rows, x, lines):
+    """Score of each run over `x` ("step" or "minutes"), their mean, and dashed lines {label: score}."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    fig, ax = plt.subplots(figsize=(6.5, 3.8), constrained_layout=True)
+    runs = list(dict.fromkeys(r["run"] for r in rows))
+    by_step = {}
+    for run in runs:
+        own = [r for r in rows if r["run"] == run]
+        ax.plot([r[x] for r in own], [r["score"] for r in own], lw=1, alpha=0.6, marker=".", label=run)
+        for r in own:
+            by_step.setdefault(r["step"], []).append(r)
+    means = [[sum(r[k] for r in group) / len(group) for k in (x, "score")]
+             for _, group in sorted(by_step.items()) if len(group) == len(runs)]
+    if len(runs) > 1 and means:
+        ax.plot(*zip(*means), color="black", lw=2, label="mean")
+    for label, score in lines.items():
+        ax.axhline(score, color="grey", ls="--", lw=0.8)
+        ax.text(0, score, label, fontsize=8, va="bottom", color="grey")
+    ax.set(xlabel=x, ylabel="score", xlim=(0, None), ylim=(0, 1))
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("runs", nargs="+", help="run folders")
+    p.add_argument("--png", default="score.png", help="figure to write (score.png)")
+    p.add_argument("--csv", help="table to write")
+    p.add_argument("--x", choices=("step", "minutes"), default="step", help="horizontal axis: steps, or training minutes")
+    p.add_argument("--line", nargs="*", default=[], metavar="LABEL=SCORE", help="dashed lines to compare with")
+    args = p.parse_args()
+    keep = ("step", "minutes", "score", "score_low", "score_high", "success")
+    rows = [{"run": Path(out).name, **{k: r[k] for k in keep}} for out in args.runs for r in read_log(out) if "score" in r]
+    if not rows:
+        raise BadInput(f"no scores in {', '.join(args.runs)}: give run folders, or train with --eval-every")
+    try:
+        lines = {label: float(score) for label, score in (line.rsplit("=", 1) for line in args.line)}
+    except ValueError:
+        raise BadInput(f"--line {' '.join(args.line)}: give LABEL=SCORE")
+    draw_scores(args.png, rows, args.x, lines)
+    if args.csv:
+        write_csv(args.csv, rows)
+
+
+if __name__ == "__main__":
+    cli(main)

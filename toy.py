@@ -6,11 +6,11 @@ set-up of Drifting Models. What a run shows (default flags; energy distance to h
 
 - Regression and K = 1 end at the mean (gaussians 0.71, no mode). They are the same pull: with one hypothesis A- is the
   floor of Eq. 31 and A+ is 1, so V is y - x over its RMS. At the fork that mean lies in an obstacle (100 % hits).
-- K = 4 and 16 cover all 8 modes with one positive per element (0.018, 0.009), as does K = P = 128 (0.008).
+- K = 4 and 16 cover all 8 modes with one positive per element (0.014, 0.009), as does K = P = 128 (0.009).
 - A clumped start stays at the mean on gaussians (0.72), not on the other targets. In a clump s is small, the positives
-  are many tau s away, every A+ sits on the floor 1e-6 of Eq. 31, and the drift is regression's. With that floor at
+  are many tau s away, every A+ sits on the floor 1e-6 of Eq. 31, and the pull is regression's; with that floor at
   1e-30 the same start reached 8 modes. torch's own initialisation of this network has spread 0.014.
-- Samples between the modes come from the network, a smooth map of a 2-D Gaussian: 35 % are more than 0.1 off the data
+- Samples between the modes come from the network, a smooth map of a 2-D Gaussian: 37 % are more than 0.1 off the data
   (K = P = 128), but 4 % of 256 particles moved by the field without a network. At the fork a third hit an obstacle.
 """
 import argparse
@@ -34,7 +34,7 @@ SIGMA = 0.08                          # width of one Gaussian of "gaussians"
 CENTRES = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])
 WAYS, SHARES, NOISE = (1.0, 0.0, -1.0), (0.5, 0.3, 0.2), 0.05     # "fork": height and share of each way, noise
 DISCS, RADIUS, NEAR = ((1.0, 0.5), (1.0, -0.5)), 0.3, 0.2         # "fork": obstacles; a sample takes a way within NEAR
-CLUMP = 0.01                          # spread of a clumped start (torch's own initialisation gives 0.014)
+CLUMP = 0.01                          # spread of a clumped start
 BLUE, ORANGE, GREY, GREEN, PURPLE = "#2a6fbb", "#d9660a", "#b5b5b5", "#2b9a66", "#8b5fbf"
 
 
@@ -76,7 +76,6 @@ TARGETS = {"gaussians": gaussians, "moons": moons, "checkerboard": checkerboard,
 EVERY = TARGETS | {"fork": fork}
 
 
-# Numbers.
 def energy_distance(x, y):
     """2 E|x - y| - E|x - x'| - E|y - y'|, 0 for equal distributions. x (n, D), y (m, D) -> float."""
     def within(u):
@@ -216,7 +215,7 @@ def draw_field(path, target, runs, temps, seed):
 
 def draw_fork(path, samples, rows):
     """One panel per setting: a line from every start height to the waypoint chosen there. samples: setting -> (o, x)."""
-    fig, axes = figure(1, len(samples), 2.3, 3.9, "Waypoint (dot) chosen from a start height (left end of its line)\n"
+    fig, axes = figure(1, len(samples), 2.6, 3.9, "Waypoint (dot) chosen from a start height (left end of its line)\n"
                        "Share above / between / below; orange: in an obstacle, grey: on no way")
     for ax, (name, (o, x)) in zip(axes[0], samples.items()):
         x = x[:150]
@@ -267,7 +266,6 @@ def measure(target, o, x, data):
 def parse(argv=None):
     def error(message):
         raise BadInput(f"{message} (see --help)")
-
     p = argparse.ArgumentParser(description="Drifting generators in two dimensions, beside regression.", allow_abbrev=False,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--targets", nargs="+", default=[*EVERY], metavar="NAME", help=f"what to learn, of: {', '.join(EVERY)}")
@@ -280,7 +278,6 @@ def parse(argv=None):
     p.add_argument("--spread", type=float, default=1.0, help="standard deviation of the outputs over z before training")
     p.add_argument("--seed", type=int, default=0, help="seed of latents, weights and data")
     p.add_argument("--out", default="figures", help="folder for toy_targets.png, toy_field.png, toy_fork.png, toy.gif, toy.csv")
-
     p.error = error
     args = p.parse_args(argv)
     if unknown := [name for name in args.targets if name not in EVERY]:

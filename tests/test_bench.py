@@ -41,7 +41,8 @@ def test_infer(monkeypatch):
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", f"bench.py train --dims 8 16 --batch 2 --K 2 --n 2 --device cpu --json {tmp_path}/b.json".split())
+    flags = f"--dims 8 16 --batch 2 --K 2 --n 2 --device cpu --json {tmp_path}/b.json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "train", *flags.split()])
     cli(bench.main)
     result = json.loads((tmp_path / "b.json").read_text())
     assert json.loads(capsys.readouterr().out) == result

@@ -239,6 +239,17 @@ def test_terminal_step_at_the_time_limit_is_terminal():
     assert env.step(chunk(4))[2] is True
 
 
+def test_held_at_the_end():
+    """hold: for gymnasium's vectors the episode never ends; info["over"] tells that it did, and nothing moves."""
+    for change in ({"ends": 2}, {}):
+        env = Chunked(Counter(**change), T_o=1, T_a=3, steps=2, hold=True)
+        assert env.reset()[1]["over"] is False
+        for _ in range(2):
+            _, _, terminated, truncated, info = env.step(chunk(3))
+            assert (terminated, truncated, info["over"], info["steps"]) == (False, False, True, 2)
+        assert len(env.unwrapped.actions) == 2 and env.reset()[1]["over"] is False
+
+
 def test_success_is_sticky_until_reset():
     env = Chunked(Counter(succeeds=2), T_o=1, T_a=3, steps=300)
     env.reset()
@@ -252,7 +263,7 @@ def test_success_is_sticky_until_reset():
 # ---- vectors
 
 def test_workers_agree():
-    """Processes or none: the same numbers, also past the end (5 steps; there is no autoreset)."""
+    """Processes or none: the same numbers, also past the end (5 steps), where the environments are held."""
     task, seen = replace(PUSHT, steps=5), []
     for workers, kind in ((True, AsyncVectorEnv), (False, SyncVectorEnv)):
         env = make_vec(task, 2, T_a=2, workers=workers, record=True)
@@ -261,9 +272,10 @@ def test_workers_agree():
         log = [obs]
         for i in range(4):
             obs, reward, terminated, truncated, info = env.step(np.float32([[[256, 256], [300, 10 * i]]] * 2))
-            log += [obs, reward, terminated, truncated, *(info[k] for k in ("rewards", "steps", "success", "states"))]
+            log += [obs, reward, *(info[k] for k in ("rewards", "steps", "success", "over", "states"))]
+            assert not terminated.any() and not truncated.any() and info["over"].tolist() == 2 * [i >= 2]
         env.close()
-        assert truncated.all() and not terminated.any() and info["steps"].tolist() == [5, 5]
+        assert info["steps"].tolist() == [5, 5]
         assert np.isnan(info["rewards"]).all() and obs.shape == (2, 2, 20) and not np.array_equal(obs[0], obs[1])
         seen.append(log)
     for a, b in zip(*seen):

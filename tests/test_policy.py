@@ -100,6 +100,10 @@ def test_act_is_the_generator_in_action_units():
     assert torch.equal(chunk, p.act(obs, z)) and not chunk.requires_grad
     assert torch.equal(chunk, p.act(obs, generator=torch.Generator().manual_seed(3)))
     assert not torch.equal(chunk, p.act(obs))
+    p.z_scale = 0.5
+    assert torch.equal(p.act(obs, generator=torch.Generator().manual_seed(3)), p.act(obs, 0.5 * z))
+    assert torch.equal(p.act(obs, z), chunk)                                 # a latent that is given is not scaled
+    p.z_scale = 1.0
     torch.testing.assert_close(p.act(obs[2:3], z[2:3])[0], chunk[2], atol=1e-2, rtol=1e-4)      # rows are independent
 
 
@@ -118,8 +122,8 @@ def test_misshapen_observations(size):
         policy().act(torch.zeros(size))
 
 
-@pytest.mark.parametrize("change,word", [({"T_p": 6, "dims": [8, 16, 16]}, "multiple of 4"), ({"T_p": 15}, "multiple of 2"),
-                                         ({"dims": [8, 12]}, "multiple of 8"), ({"dims": []}, "multiple of 8"),
+@pytest.mark.parametrize("change,word", [({"T_p": 6, "dims": [8, 16, 16]}, "multiple of 4"),
+                                         ({"T_p": 15}, "multiple of 2"), ({"dims": [8, 12]}, "multiple of 8"), ({"dims": []}, "multiple of 8"),
                                          ({"dims": [0]}, "multiple of 8")])
 def test_impossible_network(change, word):
     with pytest.raises(BadInput, match=word):

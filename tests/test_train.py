@@ -120,15 +120,15 @@ def test_progress_by_hand():
 # ---- training
 
 def test_learns(tmp_path, quick):
-    """One episode, K = 4: the hypotheses come close to the expert and to one another."""
+    """One episode, K = 4: the hypotheses come close to the expert and stay close to one another."""
     write_demos(tmp_path / "one.npz", lengths=(16,))
     train("--data", tmp_path / "one.npz", "--out", tmp_path / "r", "--K", 4, "--temp", 0.2, "--steps", 250, "--dims", 16, 32,
           "--lr", 5e-3, "--schedule", "cosine")
     rows = training_rows(tmp_path / "r")
     assert [r["step"] for r in rows] == [50, 100, 150, 200, 250]
-    for name, share in (("mean", 0.4), ("best", 0.5), ("spread", 0.5), ("s", 0.4)):      # measured: 0.2 and less
-        assert rows[-1][name] < share * rows[0][name], (name, rows[0][name], rows[-1][name])
-    assert all(r["best"] <= r["mean"] and r["spread"] <= 2 * r["mean"] for r in rows)
+    for name in ("mean", "best"):                                                        # measured: 0.2 and less
+        assert rows[-1][name] < 0.4 * rows[0][name], (name, rows[0][name], rows[-1][name])
+    assert rows[-1]["mean"] < 0.15 and all(r["best"] <= r["mean"] and r["spread"] <= 2 * r["mean"] for r in rows)
     chunks = Chunks(load(TASKS["pusht"], tmp_path / "one.npz"), 2, 16, 8)
     policy, flags = Policy.load(tmp_path / "r" / "ckpt.pt")
     obs, action = chunks.batch(torch.arange(len(chunks)))
@@ -180,10 +180,11 @@ def test_amp(tmp_path, demos, quick):
 
 
 def test_lengths(tmp_path, demos, quick):
-    """--epochs counts passes over the windows of --demos; --eval-every evaluates on the way, and the end counts too."""
+    """--epochs counts passes over the full batches of --demos; --eval-every evaluates on the way, besides at the end."""
     n = len(Chunks(load(TASKS["pusht"], demos, 2), 2, 16, 8))
     train("--data", demos, "--demos", 2, "--out", tmp_path / "r", "--epochs", 20, "--eval-every", 50, "--batch", 8)
-    steps = 20 * math.ceil(n / 8)
+    steps = 20 * (n // 8)
+    assert n % 8                                                            # there is a rest to leave out
     assert 100 < steps < 150 and load_torch(tmp_path / "r" / "state.pt")["step"] == steps
     assert [r["step"] for r in read_log(tmp_path / "r") if "score" in r] == [50, 100, steps] and len(quick) == 3
 
@@ -235,7 +236,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
         p.kill()
         p.communicate()
     at = load_torch(cut / "state.pt")["step"]
-    assert at in (100, 200)                                           # killed on its way, after a save
+    assert at in (100, 200)                                                # killed on its way, after a save
     assert load_torch(cut / "ckpt.pt")["step"] in (at, at + 100)           # both files are whole
     with open(cut / "log.jsonl", "a") as f:
         f.write('{"step": 250, "lo')                                       # the worst that a kill can leave
@@ -243,7 +244,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
 
     whole, resumed = (load_torch(tmp_path / n / "state.pt") for n in ("whole", "cut"))
     assert whole["step"] == resumed["step"] == 300
-    for part in ("weights", "ema", "optimizer", "snapshots", "shape", "total"):
+    for part in ("weights", "ema", "optimizer", "snapshots", "total"):
         assert same(whole[part], resumed[part]), part
     rows, wanted = training_rows(cut), training_rows(tmp_path / "whole")
     assert [r["step"] for r in rows] == list(range(50, 301, 50))
@@ -263,7 +264,7 @@ def test_resume_of_a_finished_run(tmp_path, demos, quick):
     before, rows = load_torch(tmp_path / "r" / "state.pt"), read_log(tmp_path / "r")
     train(*flags, "--resume")
     after = load_torch(tmp_path / "r" / "state.pt")
-    assert after["step"] == 60 and same({**before, "minutes": 0}, {**after, "minutes": 0})
+    assert after["step"] == 60 and all(same(before[k], after[k]) for k in ("weights", "ema", "optimizer", "total"))
     assert training_rows(tmp_path / "r") == [r for r in rows if "loss" in r]
 
 
@@ -324,7 +325,7 @@ def torchrun(*flags):
 @pytest.mark.skipif(not sockets(), reason="no sockets here: two processes cannot talk")
 @pytest.mark.parametrize("steps", [4, 5])
 def test_two_processes(tmp_path, steps):
-    """17 windows: four batches of 4, then one of a single window, which leaves the second process with nothing."""
+    """17 windows in batches of 4: a last batch of a single one would leave the second process with nothing."""
     write_demos(tmp_path / "d.npz", lengths=(24,))
     assert len(Chunks(load(TASKS["pusht"], tmp_path / "d.npz"), 2, 16, 8)) == 17
     code, err = torchrun("--data", tmp_path / "d.npz", "--out", tmp_path / "r", "--steps", steps, "--batch", 4)
@@ -372,13 +373,15 @@ def test_bad_data(tmp_path, quick, capsys, name):
 
 BAD_FLAGS = [
     ("--T-a 16", "Eq. 23"), ("--T-o 17", "Eq. 23"), ("--T-p 8", "Eq. 23"), ("--T-a 0", "T"), ("--T-p 15", "multiple of 2"),
-    ("--T-p 14 --dims 8 16 16", "multiple of 4"), ("--task chess", "unknown task"), ("--demos 0", "3 episodes"), ("--demos 4", "3 episodes"),
+    ("--T-p 14 --dims 8 16 16", "multiple of 4"), ("--task chess", "unknown task"), ("--demos 0", "3 episodes"),
+    ("--demos 4", "3 episodes"),
     ("--init none.pt", "none.pt: no such file"), ("--init junk.pt", "junk.pt"), ("--init state.pt", "not a policy checkpoint"),
     ("--init big.pt", "big.pt"), ("--init chess.pt", "chess"), ("--resume --out nowhere", "state.pt: no such file"),
-    ("--resume --dims 16 16", "state.pt"), ("--dims abc", "abc"), ("--dims 8 12", "multiple of 8"), ("--dims 0", "multiple of 8"),
+    ("--resume --dims 16 16", "--dims"), ("--resume --seed 7", "--seed"), ("--dims abc", "abc"), ("--dims 8 12", "multiple of 8"), ("--dims 0", "multiple of 8"),
     ("--dims auto 8", "auto"), ("--device nonsense", "--device nonsense"), ("--device cuda:99", "--device cuda:99"),
     ("--epochs 2", "one of"), ("--minutes 2", "one of"), ("--epochs 2 --minutes 2", "one of"),
-    ("--temp 0", "--temp"), ("--temp 0.2 -1", "--temp"), ("--K 0", "--K"), ("--batch 0", "--batch"), ("--save-every 0", "--save-every"),
+    ("--temp 0", "--temp"), ("--temp 0.2 -1", "--temp"), ("--K 0", "--K"), ("--batch 0", "--batch"),
+    ("--save-every 0", "--save-every"),
     ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"), ("--lr -1", "lr"),
     ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"), ("--resume --out foreign", "state.pt"),
 ]

@@ -66,7 +66,7 @@ def test_channels_off_the_group_size_are_refused(dims):
 def test_size_of_the_papers_network():
     with torch.device("meta"):
         net = UNet1d(2, 40, (512, 1024, 2048))
-    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(245, abs=5)
+    assert 240 < sum(p.numel() for p in net.parameters()) / 1e6 < 255     # 245 M with a linear FiLM, 251 M with an embedding
 
 
 def test_gradient_reaches_every_parameter():
