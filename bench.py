@@ -13,7 +13,7 @@ import torch
 from drift import chunk_loss
 from envs import TASKS
 from policy import Policy
-from runs import BadInput, atomic, cli, versions
+from runs import above_zero, atomic, check_device, cli, versions
 
 
 def make_policy(dims, device, task=TASKS["pusht"]):
@@ -109,8 +109,8 @@ def main():
     p.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
     p.add_argument("--json", help="also write the figures here")
     args = p.parse_args()
-    if args.n < 1:
-        raise BadInput("--n must be at least 1")
+    above_zero(args, "n", "batch", "K", "temp", "threads")
+    check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     result = {"bench": args.what, "flags": vars(args), "versions": versions(), **{"train": train, "infer": infer}[args.what](args)}

@@ -23,7 +23,7 @@ from drift import chunk_loss
 from envs import check_horizons, task_named
 from evaluate import evaluate, line
 from policy import Policy
-from runs import BadInput, Run, cli, load_torch, save_torch
+from runs import BadInput, Run, above_zero, check_device, cli, load_torch, save_torch
 
 PAPER_DIMS, SMALL_DIMS = (512, 1024, 2048), (64, 128, 256)
 LOG_EVERY = 50
@@ -79,17 +79,18 @@ def resolve(args):
     """Fill the flags whose default depends on task, device or network; check the rest. Returns the task."""
     task = task_named(args.task)
     for k in ("T_o", "T_p", "T_a"):
-        setattr(args, k, getattr(args, k) or getattr(task, k))
+        setattr(args, k, getattr(task, k) if getattr(args, k) is None else getattr(args, k))
     check_horizons(args.T_o, args.T_p, args.T_a)
-    if min(args.K, args.batch, args.save_every, args.episodes) < 1 or min(args.temp) <= 0:
-        raise BadInput("--K, --batch, --save-every, --episodes and --temp must be positive")
+    above_zero(args, "K", "temp", "batch", "epochs", "steps", "minutes", "lr", "clip", "ema_power", "threads",
+               "save_every", "episodes")
+    if min(args.seed, args.warmup, args.eval_every, args.weight_decay) < 0:
+        raise BadInput("--seed, --warmup, --eval-every and --weight-decay must not be below 0")
+    if not all(0 <= b < 1 for b in (*args.betas, args.ema)):
+        raise BadInput(f"--betas {args.betas} and --ema {args.ema} must lie in [0, 1)")
     if sum(x is not None for x in (args.epochs, args.steps, args.minutes)) > 1:
         raise BadInput("give one of --epochs, --steps, --minutes")
-    try:
-        gpu = torch.device(args.device).type != "cpu"
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as e:
-        raise BadInput(f"--device {args.device} cannot be used here: {e}") from e
+    check_device(args.device)
+    gpu = torch.device(args.device).type != "cpu"
     if args.dims == ["auto"]:
         args.dims = PAPER_DIMS if gpu else SMALL_DIMS
         print(f"--dims auto: {' '.join(map(str, args.dims))} "
@@ -98,7 +99,8 @@ def resolve(args):
         args.dims = [int(c) for c in args.dims]
     except ValueError:
         raise BadInput(f"--dims {' '.join(args.dims)}: give channel counts, or auto")
-    args.lr = args.lr or (1e-4 if max(args.dims) >= 1024 else 5e-4)
+    if args.lr is None:
+        args.lr = 1e-4 if max(args.dims) >= 1024 else 5e-4
     if args.epochs is args.steps is args.minutes is None:
         args.epochs, args.steps = (100, None) if gpu else (None, 8000)
     args.out = args.out or f"runs/{args.task}-dbp-seed{args.seed}"
@@ -168,6 +170,8 @@ def setup(args, task):
     state = {"step": 0, "total": None, "minutes": 0.0, "snapshots": {}}
     if args.resume:
         state = load_torch(Path(args.out) / "state.pt", args.device)
+        if not isinstance(state, dict) or not {"flags", "weights", "ema", "optimizer"} <= set(state):
+            raise BadInput(f"{args.out}/state.pt is not the state of a run of this version: start anew in another --out")
         for k, was in state["flags"].items():
             if k not in FREE_ON_RESUME and was != flags_of(args)[k]:
                 raise BadInput(f"{args.out} was begun with --{k.replace('_', '-')} {was}, not {flags_of(args)[k]}: resume "
@@ -189,6 +193,8 @@ def train(args):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if gpu else args.device
     main_rank = rank == 0
     chunks, policy, opt, ema, state = setup(args, task)
+    if min(args.batch, len(chunks)) < world:
+        raise BadInput(f"{world} processes cannot share a batch of {min(args.batch, len(chunks))}: raise --batch")
     per_epoch = max(len(chunks) // args.batch, 1)              # the last, smaller batch is left out
     total = state["total"] or args.steps or (args.epochs and math.ceil(args.epochs * per_epoch))
     step, flags, out = state["step"], flags_of(args), Path(args.out)
@@ -219,8 +225,9 @@ def train(args):
 
     def score():
         result, _ = evaluate(ema_policy(), task, args.episodes)
-        run.log(step, minutes=minutes, **{k: result[k] for k in ("score", "success", "seconds")},
-                score_low=result["score_95"][0], score_high=result["score_95"][1])
+        if not any(r["step"] == step and "score" in r for r in run.rows):          # a finished run, resumed
+            run.log(step, minutes=minutes, **{k: result[k] for k in ("score", "success", "seconds")},
+                    score_low=result["score_95"][0], score_high=result["score_95"][1])
         return result
 
     minutes, clock, sums = state["minutes"], time.perf_counter(), None
@@ -262,7 +269,7 @@ def train(args):
 
         minutes, clock = minutes + (time.perf_counter() - clock) / 60, time.perf_counter()
         if total is None and step >= 100:                                         # --minutes: now the pace is known
-            left = torch.tensor(max(step, round(step * args.minutes / minutes)))
+            left = torch.tensor(max(step, round(step * args.minutes / minutes)), device=args.device)
             if world > 1:
                 dist.broadcast(left, 0)
             total = int(left)
@@ -274,10 +281,10 @@ def train(args):
             run.log(step, minutes=minutes, lr=opt.param_groups[0]["lr"], **means)
             bar.update()
             bar.set_postfix({k: f"{means[k]:.3g}" for k in ("s", "best", "mean", "spread")})
-            if step % (LOG_EVERY * math.ceil(args.save_every / LOG_EVERY)) == 0 or step == total:
-                save()
-            if args.eval_every and step % args.eval_every < LOG_EVERY and step < total:
+            if args.eval_every and step % args.eval_every < LOG_EVERY and step != total:
                 bar.write(f"step {step}, {minutes:.1f} min: {line(score())}")
+            if step % (LOG_EVERY * math.ceil(args.save_every / LOG_EVERY)) == 0 or step == total:
+                save()                # after the score: a kill between the two loses neither
         sums, clock = None, time.perf_counter()
 
     if main_rank:

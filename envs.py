@@ -141,7 +141,8 @@ class Chunked(gym.Wrapper):
         info = {"rewards": padded, "steps": self.n, "success": self.success, "over": any(self.over)}
         if self.record:                                       # states before each action of this chunk
             info["states"] = np.full((self.T_a, len(self.state)), np.nan)
-            info["states"][:len(states)] = states
+            if states:
+                info["states"][:len(states)] = states
         return info
 
     def step(self, chunk):

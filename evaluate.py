@@ -13,7 +13,7 @@ import torch
 
 from envs import make_vec, task_named
 from policy import Policy
-from runs import BadInput, atomic, cli
+from runs import above_zero, atomic, check_device, cli
 
 START_SEED = 100_000    # Diffusion Policy's first test seed
 
@@ -126,8 +126,8 @@ def main():
     p.add_argument("--show", type=int, default=8, help="episodes in the GIF")
     p.add_argument("--json", help="write the figures and every episode's score")
     args = p.parse_args()
-    if args.episodes < 1:
-        raise BadInput("--episodes must be at least 1")
+    above_zero(args, "episodes", "T_a", "show")
+    check_device(args.device)
     policy, _ = Policy.load(args.ckpt, args.device, ema=not args.raw, task=args.task)
     policy.set_executed(args.T_a or policy.T_a)
     policy.z_scale = args.z_scale

@@ -15,17 +15,17 @@ from data import save_npz
 from envs import task_named
 from evaluate import rollout
 from policy import Policy
-from runs import BadInput, cli
+from runs import BadInput, above_zero, cli
 
 
 def collect(policy, task, episodes, *, start_seed, seed=0, at_once=100, workers=True, max_tries=100_000):
     """Successful episodes of the policy: dict of state (N, S), action (N, D_a), episode_ends, start_seed (E,); tries.
 
-    Raises BadInput if fewer than 1 % of the first 500 tries succeed.
+    Raises BadInput if fewer than 1 % of the first 500 tries succeed, or max_tries do not suffice.
     """
     states, actions, lengths, seeds, tries = [], [], [], [], 0
     with tqdm(total=episodes, unit="episode", disable=None) as bar:
-        while len(lengths) < episodes and tries < max_tries:
+        while len(lengths) < episodes:
             starts = np.arange(start_seed + tries, start_seed + tries + at_once)
             r = rollout(policy, task, starts, seed=seed + tries, record=True, workers=workers)
             tries += at_once
@@ -37,7 +37,7 @@ def collect(policy, task, episodes, *, start_seed, seed=0, at_once=100, workers=
                 seeds.append(starts[e])
             bar.update(len(lengths) - bar.n)
             bar.set_postfix(tries=tries)
-            if tries >= 500 and len(lengths) < tries / 100:
+            if tries >= 500 and len(lengths) < tries / 100 or tries >= max_tries and len(lengths) < episodes:
                 raise BadInput(f"{len(lengths)} of {tries} episodes succeeded: train a better policy first")
     return {"state": np.concatenate(states), "action": np.concatenate(actions), "episode_ends": np.cumsum(lengths),
             "start_seed": np.array(seeds)}, tries
@@ -56,6 +56,7 @@ def main():
     p.add_argument("--one-process", action="store_true", help="all simulators in this process")
     p.add_argument("--out", default="demos.npz", help="file to write (demos.npz)")
     args = p.parse_args()
+    above_zero(args, "episodes", "T_a")
     task = task_named(args.task)
     policy, _ = Policy.load(args.init, task=task.name)
     policy.set_executed(args.T_a or policy.T_a)

@@ -110,12 +110,12 @@ class Policy(nn.Module):
         state = load_torch(path)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise BadInput(f"{path} is not a policy checkpoint: pass the ckpt.pt of a run folder")
-        if task is not None and state["shape"]["task"] != task:
-            raise BadInput(f"{path} was trained on {state['shape']['task']}, not {task}: pass a checkpoint of {task}")
         try:
-            policy = cls(state["shape"])
+            policy, flags = cls(state["shape"]), state["flags"]
             policy.load_state_dict({**state["weights"], **(state["ema"] if ema else {})})
-        except (KeyError, RuntimeError, TypeError) as e:
+        except (KeyError, RuntimeError, TypeError, AttributeError) as e:
             raise BadInput(f"{path}: its weights do not fit its own description ({type(e).__name__}); "
                            "it was made by another version") from e
-        return policy.to(device).eval(), state["flags"]
+        if task not in (None, policy.task):
+            raise BadInput(f"{path} was trained on {policy.task}, not {task}: pass a checkpoint of {task}")
+        return policy.to(device).eval(), flags

@@ -37,6 +37,23 @@ def cli(main):
         sys.exit(2)
 
 
+def above_zero(args, *names):
+    """Refuse flags that are given but not finite and above 0. Raises BadInput."""
+    for name in names:
+        value = getattr(args, name)
+        for v in value if isinstance(value, (list, tuple)) else [value]:
+            if v is not None and not 0 < v < float("inf"):
+                raise BadInput(f"--{name.replace('_', '-')} must be above 0, not {v}")
+
+
+def check_device(name):
+    """Refuse a torch device that is not here. Raises BadInput."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as e:
+        raise BadInput(f"--device {name} cannot be used here ({str(e).splitlines()[0]}): try --device cpu") from e
+
+
 def atomic(path, write):
     """write(file) into a temporary file beside path, fsync, rename: path is the old or the new one, never half."""
     path = Path(path)
@@ -97,7 +114,10 @@ class Run:
 
     def __init__(self, out, flags, *, resume_step=None):
         self.out = Path(out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise BadInput(f"--out {out} cannot be a run folder ({e.strerror}): name another") from e
         if resume_step is None:
             about = {"flags": flags, "command": sys.argv, "commit": commit(), "versions": versions()}
             atomic(self.out / "flags.json", lambda f: f.write(json.dumps(about, indent=1, default=str).encode()))
@@ -109,7 +129,7 @@ class Run:
 
     def log(self, step, **numbers):
         """Append one row {step, name: float}."""
-        row = {"step": step, **{k: round(float(v), 6) for k, v in numbers.items()}}
+        row = {"step": step, **{k: float(f"{v:.6g}") for k, v in numbers.items()}}
         self.rows.append(row)
         print(json.dumps(row), file=self.jsonl, flush=True)
         for k, v in numbers.items():

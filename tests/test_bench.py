@@ -54,4 +54,4 @@ def test_bad_n(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", "bench.py infer --n 0".split())
     with pytest.raises(SystemExit) as e:
         cli(bench.main)
-    assert e.value.code == 2 and capsys.readouterr().err == "error: --n must be at least 1\n"
+    assert e.value.code == 2 and capsys.readouterr().err == "error: --n must be above 0, not 0\n"

@@ -100,8 +100,8 @@ def test_keypoints_official(official):
 def test_replay_official(official):
     """Human episodes run open loop land on the recorded states.
 
-    Medians, as a few episodes have one odd record. 188 of the 206 do; in most others the T is already moving at the
-    first record, and velocities are not recorded.
+    Medians over an episode, as a few have one odd record. 188 of the 206 do so; of the other 18, 17 deviate from the
+    first record on, which an unrecorded velocity at the start would explain.
     """
     a, env = read(official, ["state", "action", "episode_ends"]), PushT()
     ends = a["episode_ends"]

@@ -178,7 +178,7 @@ def test_bad_checkpoint_as_a_user_sees_it(tmp_path):
     assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: ") and "ckpt.pt" in err
 
 
-@pytest.mark.parametrize("flags,word", [("--episodes 0", "--episodes"), ("--T-a 16", "Eq. 23"), ("--T-a -1", "Eq. 23"),
+@pytest.mark.parametrize("flags,word", [("--episodes 0", "--episodes"), ("--T-a 16", "Eq. 23"), ("--T-a -1", "T-a"),
                                         ("--T-a 0", "T"), ("--task chess", "chess"), ("--device nonsense", "nonsense"),
                                         ("--show 0 --video x.gif", "show")])
 def test_bad_flags(tmp_path, monkeypatch, capsys, flags, word):

@@ -123,7 +123,8 @@ def test_misshapen_observations(size):
 
 
 @pytest.mark.parametrize("change,word", [({"T_p": 6, "dims": [8, 16, 16]}, "multiple of 4"),
-                                         ({"T_p": 15}, "multiple of 2"), ({"dims": [8, 12]}, "multiple of 8"), ({"dims": []}, "multiple of 8"),
+                                         ({"T_p": 15}, "multiple of 2"), ({"dims": [8, 12]}, "multiple of 8"),
+                                         ({"dims": []}, "multiple of 8"),
                                          ({"dims": [0]}, "multiple of 8")])
 def test_impossible_network(change, word):
     with pytest.raises(BadInput, match=word):

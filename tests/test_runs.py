@@ -68,14 +68,14 @@ def test_run_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.sys, "argv", ["x.py", "--seed", "3"])
     run = Run(tmp_path / "r", {"seed": 3, "out": tmp_path})
     run.log(50, loss=torch.tensor(1.23456789), lr=1)
-    assert read_log(tmp_path / "r") == [{"step": 50, "loss": 1.234568, "lr": 1.0}]      # on disk at once
+    assert read_log(tmp_path / "r") == [{"step": 50, "loss": 1.23457, "lr": 1.0}]      # on disk at once
     run.log(100, loss=0.5)
     run.log(100, score=0.25)
-    assert run.column("loss") == ([50, 100], [1.234568, 0.5]) and run.column("score") == ([100], [0.25])
+    assert run.column("loss") == ([50, 100], [1.23457, 0.5]) and run.column("score") == ([100], [0.25])
     run.close()
     with open(tmp_path / "r" / "log.csv") as f:
         table = list(csv.DictReader(f))
-    assert table == [{"step": "50", "loss": "1.234568", "lr": "1.0", "score": ""},
+    assert table == [{"step": "50", "loss": "1.23457", "lr": "1.0", "score": ""},
                      {"step": "100", "loss": "0.5", "lr": "", "score": ""},
                      {"step": "100", "loss": "", "lr": "", "score": "0.25"}]
     about = json.loads((tmp_path / "r" / "flags.json").read_text())

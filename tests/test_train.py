@@ -122,8 +122,8 @@ def test_progress_by_hand():
 def test_learns(tmp_path, quick):
     """One episode, K = 4: the hypotheses come close to the expert and stay close to one another."""
     write_demos(tmp_path / "one.npz", lengths=(16,))
-    train("--data", tmp_path / "one.npz", "--out", tmp_path / "r", "--K", 4, "--temp", 0.2, "--steps", 250, "--dims", 16, 32,
-          "--lr", 5e-3, "--schedule", "cosine")
+    train("--data", tmp_path / "one.npz", "--out", tmp_path / "r", "--K", 4, "--temp", 0.2, "--steps", 250,
+          "--dims", 16, 32, "--lr", 5e-3, "--schedule", "cosine")
     rows = training_rows(tmp_path / "r")
     assert [r["step"] for r in rows] == [50, 100, 150, 200, 250]
     for name in ("mean", "best"):                                                        # measured: 0.2 and less
@@ -166,7 +166,7 @@ def test_seeds_decide(tmp_path, demos, quick):
 def test_step_mode_and_several_temperatures(tmp_path, demos, quick):
     train("--data", demos, "--out", tmp_path / "r", "--steps", 20, "--mode", "step", "--temp", 0.05, 0.2, 1, "--K", 3)
     row, = training_rows(tmp_path / "r")
-    assert {"force_0.05", "force_0.2", "force_1"} <= set(row) and len({row[f"force_{t}"] for t in ("0.05", "0.2", "1")}) == 3
+    assert len({row[f"force_{t}"] for t in ("0.05", "0.2", "1")}) == 3
     assert row["step"] == 20 and all(math.isfinite(v) for v in row.values()) and row["loss"] > 1
     train("--data", demos, "--out", tmp_path / "chunk", "--steps", 20, "--temp", 0.05, 0.2, 1, "--K", 3)
     assert training_rows(tmp_path / "chunk")[0]["s"] > 2 * row["s"]         # D is T_p times larger
@@ -323,8 +323,7 @@ def torchrun(*flags):
 
 
 @pytest.mark.skipif(not sockets(), reason="no sockets here: two processes cannot talk")
-@pytest.mark.parametrize("steps", [4, 5])
-def test_two_processes(tmp_path, steps):
+def test_two_processes(tmp_path, steps=5):
     """17 windows in batches of 4: a last batch of a single one would leave the second process with nothing."""
     write_demos(tmp_path / "d.npz", lengths=(24,))
     assert len(Chunks(load(TASKS["pusht"], tmp_path / "d.npz"), 2, 16, 8)) == 17
@@ -357,7 +356,8 @@ BAD_DATA = {
     "cut": (lambda p: p.write_bytes(write_demos(p).read_bytes()[:700]), "damaged"),
     "nan": (lambda p: poisoned(p, action=np.full((96, 2), np.nan)), "NaN"),
     "wide": (lambda p: poisoned(p, action=np.zeros((96, 3))), "(96, 3)"),
-    "empty": (lambda p: poisoned(p, state=np.zeros((0, 5)), action=np.zeros((0, 2)), episode_ends=np.zeros(0, int)), "empty"),
+    "empty": (lambda p: poisoned(p, state=np.zeros((0, 5)), action=np.zeros((0, 2)),
+                                episode_ends=np.zeros(0, int)), "empty"),
     "short": (lambda p: write_demos(p, lengths=(5, 6)), "6 steps"),
 }
 
@@ -372,18 +372,24 @@ def test_bad_data(tmp_path, quick, capsys, name):
 
 
 BAD_FLAGS = [
-    ("--T-a 16", "Eq. 23"), ("--T-o 17", "Eq. 23"), ("--T-p 8", "Eq. 23"), ("--T-a 0", "T"), ("--T-p 15", "multiple of 2"),
+    ("--T-a 16", "Eq. 23"), ("--T-o 17", "Eq. 23"), ("--T-p 8", "Eq. 23"), ("--T-a 0", "T"),
+    ("--T-p 15", "multiple of 2"),
     ("--T-p 14 --dims 8 16 16", "multiple of 4"), ("--task chess", "unknown task"), ("--demos 0", "3 episodes"),
     ("--demos 4", "3 episodes"),
-    ("--init none.pt", "none.pt: no such file"), ("--init junk.pt", "junk.pt"), ("--init state.pt", "not a policy checkpoint"),
+    ("--init none.pt", "none.pt: no such file"), ("--init junk.pt", "junk.pt"),
+    ("--init state.pt", "not a policy checkpoint"),
     ("--init big.pt", "big.pt"), ("--init chess.pt", "chess"), ("--resume --out nowhere", "state.pt: no such file"),
-    ("--resume --dims 16 16", "--dims"), ("--resume --seed 7", "--seed"), ("--dims abc", "abc"), ("--dims 8 12", "multiple of 8"), ("--dims 0", "multiple of 8"),
+    ("--resume --dims 16 16", "--dims"), ("--resume", "--steps 1, not 2"),
+    ("--resume --seed 7 --steps 1", "--seed 0, not 7"), ("--dims abc", "abc"), ("--dims 8 12", "multiple of 8"),
+    ("--dims 0", "multiple of 8"),
     ("--dims auto 8", "auto"), ("--device nonsense", "--device nonsense"), ("--device cuda:99", "--device cuda:99"),
     ("--epochs 2", "one of"), ("--minutes 2", "one of"), ("--epochs 2 --minutes 2", "one of"),
     ("--temp 0", "--temp"), ("--temp 0.2 -1", "--temp"), ("--K 0", "--K"), ("--batch 0", "--batch"),
     ("--save-every 0", "--save-every"),
-    ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"), ("--lr -1", "lr"),
-    ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"), ("--resume --out foreign", "state.pt"),
+    ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"),
+    ("--lr -1", "lr"),
+    ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"),
+    ("--resume --out foreign", "state.pt"),
 ]
 
 
