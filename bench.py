@@ -3,7 +3,6 @@
   python bench.py train    one training step with the drift loss against the same step with a plain MSE loss
   python bench.py infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
 """
-import argparse
 import json
 import time
 
@@ -13,7 +12,7 @@ import torch
 from drift import chunk_loss
 from envs import TASKS
 from policy import Policy
-from runs import above_zero, atomic, check_device, cli, versions
+from runs import Parser, above_zero, atomic, check_device, cli, versions
 
 
 def make_policy(dims, device, task=TASKS["pusht"]):
@@ -95,8 +94,7 @@ def infer(args):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("what", choices=("train", "infer"))
     p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train)")
     p.add_argument("--batch", type=int, default=32, help="observations B (train)")

@@ -15,7 +15,6 @@ step is repeated. A batch is the pair (obs (B, T_o, obs_dim), action (B, T_p, D_
     python data.py download pusht        fetch the official demonstrations into the cache
     python data.py info                  describe them and draw a picture
 """
-import argparse
 import contextlib
 import hashlib
 import json
@@ -35,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from envs import TASKS, check_horizons, task_named
-from runs import BadInput, atomic, cli
+from runs import BadInput, Parser, atomic, cli
 
 NAMES = ("action", "obs", "state", "keypoint", "episode_ends")      # arrays that loading reads; never img
 COMPRESSORS = {None, "blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma"}     # none of them runs code from the data
@@ -393,17 +392,16 @@ def info(task, path=None, png=None):
 
 
 def main():
-    form = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    parser = argparse.ArgumentParser(description="Demonstrations: download them, describe them.", **form)
+    parser = Parser("Demonstrations: download them, describe them.")
     sub = parser.add_subparsers(dest="command", required=True)
-    d = sub.add_parser("download", help="fetch a task's official demonstrations and verify them", **form)
+    d = sub.add_parser("download", help="fetch a task's official demonstrations and verify them")
     d.add_argument("task", choices=[t.name for t in TASKS.values() if t.url], help="task")
-    d.add_argument("--to", metavar="DIR", help="folder to install in (None: $DRIFT_CACHE or ~/.cache/drift)")
-    d.add_argument("--url", help="archive to fetch (None: the official one)")
-    i = sub.add_parser("info", help="describe demonstrations and draw a picture", **form)
-    i.add_argument("path", nargs="?", help="npz, zarr folder or folder of data (None: searched for as in training)")
+    d.add_argument("--to", metavar="DIR", help="folder to install in; $DRIFT_CACHE or ~/.cache/drift if not given")
+    d.add_argument("--url", help="archive to fetch; the official one if not given")
+    i = sub.add_parser("info", help="describe demonstrations and draw a picture")
+    i.add_argument("path", nargs="?", help="npz, zarr folder or folder of data; searched for as in training if not given")
     i.add_argument("--task", default="pusht", help="task whose sizes the data is read with")
-    i.add_argument("--png", metavar="OUT", help="picture of Push-T data (None: the data's name .png, in this folder)")
+    i.add_argument("--png", metavar="OUT", help="picture of Push-T data; the data's name with .png, in this folder, if not given")
     a = parser.parse_args()
     if a.command == "download":
         print(download(TASKS[a.task], a.to, a.url))

@@ -7,7 +7,6 @@ run folder gets ckpt.pt (the policy, EMA weights included), state.pt (for --resu
 TensorBoard, curves.png and hypotheses.png. Under torchrun the batch is split over the ranks; Eq. 29's scale is
 then the mean over each rank's share.
 """
-import argparse
 import copy
 import math
 import os
@@ -23,7 +22,7 @@ from drift import chunk_loss
 from envs import check_horizons, task_named
 from evaluate import evaluate, line
 from policy import Policy
-from runs import BadInput, Run, above_zero, check_device, cli, load_torch, save_torch
+from runs import BadInput, Parser, Run, above_zero, check_device, cli, load_torch, save_torch
 
 PAPER_DIMS, SMALL_DIMS = (512, 1024, 2048), (64, 128, 256)
 LOG_EVERY = 50
@@ -32,8 +31,7 @@ SNAPSHOT_STEPS = (0, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)    # mom
 
 
 def parse():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(__doc__)
     g = p.add_argument_group("task and data")
     g.add_argument("--task", default="pusht", help="task of envs.py")
     g.add_argument("--data", help="demonstrations: file or folder; else $DRIFT_DATA, the download cache, demos/")
@@ -45,7 +43,7 @@ def parse():
     g.add_argument("--K", type=int, default=4, help="hypotheses per observation K")
     g.add_argument("--temp", type=float, nargs="+", default=[0.2], help="interaction scales tau, one or several")
     g.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (Eq. 11)")
-    g.add_argument("--dims", nargs="+", default=["auto"],
+    g.add_argument("--dims", nargs="+", default=["auto"], metavar="C",
                    help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU, 64 128 256 on a CPU")
     g = p.add_argument_group("optimisation (Table VII)")
     g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU if no length is given")

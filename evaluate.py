@@ -3,7 +3,6 @@
 Score: mean over episodes of the highest reward reached (Push-T) or of the return (locomotion). Start states are
 fixed by seeds 100000, 100001, ...; the latents z by --seed. Intervals: 95 % bootstrap over episodes.
 """
-import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 
 from envs import make_vec, task_named
 from policy import Policy
-from runs import above_zero, atomic, check_device, cli
+from runs import Parser, above_zero, atomic, check_device, cli
 
 START_SEED = 100_000    # Diffusion Policy's first test seed
 
@@ -109,8 +108,7 @@ def save_gif(path, frames, every=4, columns=4, size=160):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("ckpt", help="policy checkpoint: the ckpt.pt of a run folder")
     p.add_argument("--task", help="refuse a checkpoint of any other task")
     p.add_argument("--episodes", type=int, default=50, help="number of episodes")

@@ -6,7 +6,6 @@ demos/pusht.npz was made this way by a policy trained on Diffusion Policy's 206 
 count up from --start-seed, far from the evaluation's 100000 on. The file holds states, actions as executed,
 episode ends and each episode's start seed.
 """
-import argparse
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from data import save_npz
 from envs import task_named
 from evaluate import rollout
 from policy import Policy
-from runs import BadInput, above_zero, cli
+from runs import BadInput, Parser, above_zero, cli
 
 
 def collect(policy, task, episodes, *, start_seed, seed=0, at_once=100, workers=True, max_tries=100_000):
@@ -44,17 +43,16 @@ def collect(policy, task, episodes, *, start_seed, seed=0, at_once=100, workers=
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--task", default="pusht", help="task of envs.py (pusht)")
+    p = Parser(__doc__)
+    p.add_argument("--task", default="pusht", help="task of envs.py")
     p.add_argument("--init", required=True, help="policy checkpoint that acts")
-    p.add_argument("--episodes", type=int, default=160, help="successful episodes to keep (160)")
-    p.add_argument("--start-seed", type=int, default=1_000_000, help="first start seed (1000000)")
-    p.add_argument("--seed", type=int, default=0, help="seed of the latents (0)")
+    p.add_argument("--episodes", type=int, default=160, help="successful episodes to keep")
+    p.add_argument("--start-seed", type=int, default=1_000_000, help="first start seed")
+    p.add_argument("--seed", type=int, default=0, help="seed of the latents")
     p.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
-    p.add_argument("--z-scale", type=float, default=1.0, help="standard deviation of the latents (1.0)")
+    p.add_argument("--z-scale", type=float, default=1.0, help="standard deviation of the latents")
     p.add_argument("--one-process", action="store_true", help="all simulators in this process")
-    p.add_argument("--out", default="demos.npz", help="file to write (demos.npz)")
+    p.add_argument("--out", default="demos.npz", help="file to write")
     args = p.parse_args()
     above_zero(args, "episodes", "T_a")
     task = task_named(args.task)

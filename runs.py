@@ -37,6 +37,24 @@ def cli(main):
         sys.exit(2)
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as written; defaults shown where there is one."""
+
+    def _get_help_string(self, action):
+        hide = action.default is None or action.default is False
+        return action.help if hide else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """The argument parser of every script: no abbreviations, and a wrong flag is a BadInput."""
+
+    def __init__(self, description=None, **kw):
+        super().__init__(description=description, allow_abbrev=False, formatter_class=Help, **kw)
+
+    def error(self, message):
+        raise BadInput(f"{message} (see --help)")
+
+
 def above_zero(args, *names):
     """Refuse flags that are given but not finite and above 0. Raises BadInput."""
     for name in names:
@@ -197,10 +215,9 @@ def draw_scores(path, rows, x, lines):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(__doc__)
     p.add_argument("runs", nargs="+", help="run folders")
-    p.add_argument("--png", default="score.png", help="figure to write (score.png)")
+    p.add_argument("--png", default="score.png", help="figure to write")
     p.add_argument("--csv", help="table to write")
     p.add_argument("--x", choices=("step", "minutes"), default="step", help="horizontal axis: steps, or training minutes")
     p.add_argument("--line", nargs="*", default=[], metavar="LABEL=SCORE", help="dashed lines to compare with")

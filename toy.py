@@ -13,7 +13,6 @@ set-up of Drifting Models. What a run shows (default flags; energy distance to h
 - Samples between the modes come from the network, a smooth map of a 2-D Gaussian: 37 % are more than 0.1 off the data
   (K = P = 128), but 4 % of 256 particles moved by the field without a network. At the fork a third hit an obstacle.
 """
-import argparse
 import math
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from drift import FLOOR_F, drift, drift_loss
-from runs import BadInput, atomic, cli
+from runs import BadInput, Parser, above_zero, atomic, cli
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
@@ -264,10 +263,7 @@ def measure(target, o, x, data):
 
 
 def parse(argv=None):
-    def error(message):
-        raise BadInput(f"{message} (see --help)")
-    p = argparse.ArgumentParser(description="Drifting generators in two dimensions, beside regression.", allow_abbrev=False,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser("Drifting generators in two dimensions, beside regression.")
     p.add_argument("--targets", nargs="+", default=[*EVERY], metavar="NAME", help=f"what to learn, of: {', '.join(EVERY)}")
     p.add_argument("--K", nargs="+", type=int, default=[1, 4, 16], help="hypotheses per batch element (symbol K), one column each")
     p.add_argument("--many", type=int, default=128, help="hypotheses and positives (K = P) of the one-problem column")
@@ -278,13 +274,10 @@ def parse(argv=None):
     p.add_argument("--spread", type=float, default=1.0, help="standard deviation of the outputs over z before training")
     p.add_argument("--seed", type=int, default=0, help="seed of latents, weights and data")
     p.add_argument("--out", default="figures", help="folder for toy_targets.png, toy_field.png, toy_fork.png, toy.gif, toy.csv")
-    p.error = error
     args = p.parse_args(argv)
     if unknown := [name for name in args.targets if name not in EVERY]:
         raise BadInput(f"--targets {unknown[0]}: unknown; choose from {', '.join(EVERY)}")
-    for name in ("K", "many", "temp", "batch", "steps", "lr", "spread"):
-        if not all(0 < v < math.inf for v in np.atleast_1d(getattr(args, name))):
-            raise BadInput(f"--{name} must be positive and finite")
+    above_zero(args, "K", "many", "temp", "batch", "steps", "lr", "spread")
     return args
 
 

@@ -108,8 +108,8 @@ def test_command_line(tmp_path):
 
 @pytest.mark.parametrize("flags, says", [
     (["--targets", "moon"], "--targets moon: unknown; choose from gaussians, moons"),
-    (["--K", "0"], "--K must be positive"),
-    (["--temp", "nan"], "--temp must be positive"),
+    (["--K", "0"], "--K must be above 0"),
+    (["--temp", "nan"], "--temp must be above 0"),
     (["--steps", "many"], "argument --steps: invalid int value"),
     (["--step", "3"], "unrecognized arguments: --step 3"),
 ])
