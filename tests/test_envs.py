@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
+from conftest import ROOT
 from data import read
 from envs import PUSHT_KEYPOINTS, TASKS, Chunked, PushT, check_horizons, make_vec, pusht_obs, pusht_start, task_named
 from runs import BadInput
@@ -288,3 +289,17 @@ def test_make_vec_keeps_frames_of_the_first_only():
     env.step(np.zeros((2, 3, 3)))
     assert [len(e.frames) for e in env.envs] == [4, 0]
     env.close()
+
+
+def test_shipped_demonstrations_replay():
+    """demos/pusht.npz: at least 150 episodes, and replaying them from their start seeds ends in success, step for step."""
+    with np.load(ROOT / "demos" / "pusht.npz", allow_pickle=False) as f:
+        a = {k: f[k] for k in f.files}
+    ends, env = a["episode_ends"], PushT()
+    assert len(ends) >= 150 and ends[-1] == len(a["action"]) == len(a["state"])
+    for e in (0, 77, len(ends) - 1):
+        state, action = (a[k][ends[e - 1] if e else 0:ends[e]] for k in ("state", "action"))
+        env.reset(seed=int(a["start_seed"][e]))
+        steps = [env.step(u) for u in action]
+        assert [s[2] for s in steps] == [False] * (len(steps) - 1) + [True] and steps[-1][1] == 1
+        np.testing.assert_allclose([s[-1]["state"] for s in steps[:-1]], state[1:], atol=1e-3)
