@@ -46,7 +46,7 @@ def parse():
     g.add_argument("--dims", nargs="+", default=["auto"], metavar="C",
                    help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU, 64 128 256 on a CPU")
     g = p.add_argument_group("optimisation (Table VII)")
-    g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU if no length is given")
+    g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU, if no length is given")
     g.add_argument("--steps", type=int, help="optimiser steps; 8000 on a CPU if no length is given")
     g.add_argument("--minutes", type=float, help="training minutes: steps are fixed after timing the first 100")
     g.add_argument("--batch", type=int, default=32, help="observations per step B")
@@ -102,6 +102,8 @@ def resolve(args):
     if args.epochs is args.steps is args.minutes is None:
         args.epochs, args.steps = (100, None) if gpu else (None, 8000)
     args.out = args.out or f"runs/{args.task}-dbp-seed{args.seed}"
+    if (Path(args.out) / "state.pt").exists() and not args.resume:
+        raise BadInput(f"{args.out} holds a run: go on with --resume, or name another folder with --out")
     return task
 
 
@@ -169,11 +171,11 @@ def setup(args, task):
     if args.resume:
         state = load_torch(Path(args.out) / "state.pt", args.device)
         if not isinstance(state, dict) or not {"flags", "weights", "ema", "optimizer"} <= set(state):
-            raise BadInput(f"{args.out}/state.pt is not the state of a run of this version: start anew in another --out")
+            raise BadInput(f"{args.out}/state.pt is not the state of a run of this version: begin in another --out")
         for k, was in state["flags"].items():
             if k not in FREE_ON_RESUME and was != flags_of(args)[k]:
-                raise BadInput(f"{args.out} was begun with --{k.replace('_', '-')} {was}, not {flags_of(args)[k]}: resume "
-                               "with the same flags, or start anew in another --out")
+                raise BadInput(f"{args.out} was begun with --{k.replace('_', '-')} {was}, not {flags_of(args)[k]}: "
+                               "resume with the same flags, or begin in another --out")
         policy.load_state_dict(state.pop("weights"))
         ema.load_state_dict(state.pop("ema"))
         opt.load_state_dict(state.pop("optimizer"))
@@ -304,7 +306,8 @@ def curves(run, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     force = sorted({k for r in run.rows for k in r if k.startswith("force_")})
-    panels = [("distance to the expert (RMS)", ["best", "mean", "spread"], "log"), ("mean distance s (Eq. 29)", ["s"], "log"),
+    panels = [("distance to the expert (RMS)", ["best", "mean", "spread"], "log"),
+              ("mean distance s (Eq. 29)", ["s"], "log"),
               ("force RMS before Eq. 36", force, "log"), ("gradient norm", ["grad"], "log"),
               ("learning rate", ["lr"], "linear"), ("score", ["score"], "linear")]
     fig, axes = plt.subplots(2, 3, figsize=(12, 6), constrained_layout=True)

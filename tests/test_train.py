@@ -389,7 +389,7 @@ BAD_FLAGS = [
     ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"),
     ("--lr -1", "lr"),
     ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"),
-    ("--resume --out foreign", "state.pt"),
+    ("--resume --out foreign", "state.pt"), ("", "r holds a run"),
 ]
 
 
@@ -407,8 +407,9 @@ def test_bad_flags(tmp_path, demos, quick, monkeypatch, capsys, flags, word):
     kept = {p.name: p.read_bytes() for p in Path("r").iterdir()}
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        train("--data", demos, "--out", "r", "--steps", 2, *flags.split())
+        train("--data", demos, "--out", "r" if "--resume" in flags or not flags else "new", "--steps", 2, *flags.split())
     assert e.value.code == 2 and word in one_line(capsys)
+    assert not Path("new").exists()
     assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == kept and not Path("nowhere").exists()
 
 
