@@ -32,7 +32,7 @@ def clock(device):
 def quantiles(seconds):
     """p50, p99 and mean rate of a list of seconds, in ms and Hz."""
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
-    return {"p50_ms": round(p50, 3), "p99_ms": round(p99, 3), "hz": round(1e3 / p50, 1)}
+    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "hz": round(1e3 / float(p50), 1)}
 
 
 def train(args):

@@ -135,7 +135,7 @@ def main():
     if args.video:
         save_gif(args.video, r.frames)
     if args.json:
-        atomic(args.json, lambda f: f.write(json.dumps({"ckpt": args.ckpt, "seed": args.seed, **result}).encode()))
+        atomic(args.json, lambda f: f.write(json.dumps({"ckpt": args.ckpt, "seed": args.seed, "start_seed": args.start_seed, **result}).encode()))
 
 
 if __name__ == "__main__":
