@@ -62,7 +62,7 @@ def drift(x, pos, neg=None, *, temps=(0.2,), w_x=None, w_pos=None, w_neg=None):
             A = w * (l.softmax(-1) * l.softmax(-2)).clamp_min(FLOOR_A).sqrt()             # Eqs. 8, 31
             A_neg, A_pos = A.split([n_neg, A.shape[-1] - n_neg], dim=-1)
             S_neg, S_pos = A_neg.sum(-1, keepdim=True), A_pos.sum(-1, keepdim=True)       # Eq. 32
-            C = torch.cat([-A_neg * S_pos, A_pos * S_neg], dim=-1)                        # Eqs. 9, 33; sums to 0 (Eq. 34)
+            C = torch.cat([-A_neg * S_pos, A_pos * S_neg], dim=-1)                        # Eqs. 9, 33, 34
             F = (C.unsqueeze(-2) @ diff).squeeze(-2)                                      # Eqs. 5, 35
             rms = F.square().mean((-3, -2, -1)).sqrt()
             V = V + F / rms.clamp_min(FLOOR_F)[..., None, None, None]                     # Eqs. 36, 37
