@@ -2,17 +2,22 @@
 
   python bench.py train    one training step with the drift loss against the same step with a plain MSE loss
   python bench.py infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
+  python bench.py ppo      Stage 2: rates of roll-out and update, shares of simulator, network and update
 """
 import json
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from drift import chunk_loss
-from envs import TASKS
+from envs import TASKS, task_named
 from policy import Policy
-from runs import Parser, above_zero, atomic, check_device, cli, versions
+from runs import BadInput, Parser, above_zero, atomic, check_device, cli, read_log, versions
 
 
 def make_policy(dims, device, task=TASKS["pusht"]):
@@ -93,10 +98,50 @@ def infer(args):
     return rows
 
 
+def ppo(args):
+    """Run dbpo_ppo.py itself on an untrained policy, as it is and with two generator calls per sample, in turn.
+
+    Its log says how long each iteration spent in the simulator, in the rest of the roll-out (network) and in the
+    update. Medians over the iterations but the first of each run.
+    """
+    rows = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as tmp:
+        make_policy(args.dims, "cpu", task_named(args.task)).save(Path(tmp) / "init.pt")
+        for turn in range(args.turns):
+            for calls in rows:
+                out = Path(tmp) / f"{calls}-{turn}"
+                command = [sys.executable, Path(__file__).with_name("dbpo_ppo.py"), "--init", Path(tmp) / "init.pt",
+                           "--out", out, "--iters", 4, "--calls", calls, "--critic-warmup", 0, "--target-kl", 1e9,
+                           "--lr", 1e-9, "--eval-every", 0, "--episodes", 1, "--device", args.device,
+                           *(["--threads", args.threads] if args.threads else []),
+                           *(["--one-process"] if args.one_process else [])]
+                p = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+                if p.returncode:
+                    raise BadInput(f"dbpo_ppo.py failed: {p.stderr.strip().splitlines()[-1]}")
+                flags = json.loads((out / "flags.json").read_text())["flags"]
+                rows[calls] += [r for r in read_log(out) if "update_s" in r][1:]
+    steps = flags["envs"] * flags["chunks"]
+    found = {}
+    for calls, own in rows.items():
+        sim, roll, up = (np.median([r[k] for r in own]) for k in ("sim_s", "rollout_s", "update_s"))
+        found[calls] = {"rollout_env_steps_per_s": round(steps * TASKS[args.task].T_a / roll),
+                        "update_samples_per_s": round(steps * flags["epochs"] / up),
+                        "share_simulator": round(sim / (roll + up), 3),
+                        "share_network": round((roll - sim) / (roll + up), 3),
+                        "share_update": round(up / (roll + up), 3), "iteration_s": round(roll + up, 2)}
+    ratio = lambda k: round(found[2][k] / found[1][k], 3)
+    return {"envs": flags["envs"], "chunks": flags["chunks"], "epochs": flags["epochs"], "minibatch": flags["batch"],
+            "one_call": found[1], "two_calls": found[2], "iteration_ratio": ratio("iteration_s"),
+            "update_rate_ratio": ratio("update_samples_per_s")}
+
+
 def main():
     p = Parser(__doc__)
-    p.add_argument("what", choices=("train", "infer"))
-    p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train)")
+    p.add_argument("what", choices=("train", "infer", "ppo"))
+    p.add_argument("--task", default="pusht", choices=list(TASKS), help="task (ppo)")
+    p.add_argument("--turns", type=int, default=2, help="runs of each kind, in turn (ppo)")
+    p.add_argument("--one-process", action="store_true", help="all simulators in one process (ppo)")
+    p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train, ppo)")
     p.add_argument("--batch", type=int, default=32, help="observations B (train)")
     p.add_argument("--K", type=int, default=4, help="hypotheses K (train)")
     p.add_argument("--temp", type=float, nargs="+", default=[0.2], help="temperatures tau (train)")
@@ -107,11 +152,12 @@ def main():
     p.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
     p.add_argument("--json", help="also write the figures here")
     args = p.parse_args()
-    above_zero(args, "n", "batch", "K", "temp", "threads")
+    above_zero(args, "n", "turns", "batch", "K", "temp", "threads")
     check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    result = {"bench": args.what, "flags": vars(args), "versions": versions(), **{"train": train, "infer": infer}[args.what](args)}
+    figures = {"train": train, "infer": infer, "ppo": ppo}[args.what](args)
+    result = {"bench": args.what, "flags": vars(args), "versions": versions(), **figures}
     print(json.dumps(result, indent=1))
     if args.json:
         atomic(args.json, lambda f: f.write(json.dumps(result, indent=1).encode()))

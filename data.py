@@ -14,11 +14,9 @@ step is repeated. A batch is the pair (obs (B, T_o, obs_dim), action (B, T_p, D_
 
     python data.py download pusht        fetch the official demonstrations into the cache
     python data.py info                  describe them and draw a picture
+    python data.py download hopper       fetch Minari's data set through the minari library
 """
-import contextlib
 import hashlib
-import json
-import math
 import os
 import re
 import stat
@@ -34,10 +32,9 @@ import torch
 from tqdm import tqdm
 
 from envs import TASKS, check_horizons, task_named
+from formats import LIMIT, NAMES, minari_file, read, refusing, zarr_array
 from runs import BadInput, Parser, atomic, cli
 
-NAMES = ("action", "obs", "state", "keypoint", "episode_ends")      # arrays that loading reads; never img
-COMPRESSORS = {None, "blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma"}     # none of them runs code from the data
 # sha256 of each array's bytes in C order: independent of chunking, compression and zip tool.
 SHA256 = {"pusht_cchi_v7_replay.zarr": {
     "data/action": "6691b085749144b8db1aede97a80fb380afd08953fcd03660b441d0ffe9d6a8f",
@@ -47,7 +44,6 @@ SHA256 = {"pusht_cchi_v7_replay.zarr": {
     "data/img": "3f7650895d1a500d7162b10475df689731f4fece2b15eaf7d913a560c2a0783d",
     "data/n_contacts": "3e4258a61c21da4af3257269d3300b5128f04ba3ad34ebd0d0e709489ca854d4"}}
 UNUSED = {"data/img", "data/n_contacts"}    # never loaded, so an archive may lack them
-LIMIT = 2 ** 30         # bytes; no archive, its unpacked content, or single chunk that we read comes near
 
 
 @dataclass
@@ -74,81 +70,30 @@ def cache():
     return Path(os.environ.get("DRIFT_CACHE") or Path.home() / ".cache" / "drift")
 
 
-@contextlib.contextmanager
-def refusing(message):
-    """Turn any error inside into BadInput: the libraries raise many kinds on foreign or damaged data."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except Exception as e:
-        raise BadInput(f"{message} ({type(e).__name__}: {e})") from e
+def minari_home():
+    """The minari library's own folder: $MINARI_DATASETS_PATH, or ~/.minari/datasets."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
 def find(task, path=None):
-    """The task's data: path, else $DRIFT_DATA, the cache, demos/ beside this file. BadInput if there is none.
+    """The task's data: path, else $DRIFT_DATA, the cache, minari_home(), demos/ beside this file. BadInput if none.
 
-    path: a file, a zarr folder, or a folder that holds one of task.data. If it is given, nothing else is tried.
+    path: a file, a zarr or Minari folder, or a folder that holds one of task.data. If given, nothing else is tried.
     """
     given = os.environ.get("DRIFT_DATA")
     named = path or given
     if named and not Path(named).expanduser().exists():
         raise BadInput(f"{'' if path else 'DRIFT_DATA='}{named}: no such file or folder")
-    places = [path] if path else [p for p in (given, cache(), Path(__file__).parent / "demos") if p]
+    library = minari_home() if task.minari and minari_home().exists() else None
+    places = [path] if path else [p for p in (given, cache(), library, Path(__file__).parent / "demos") if p]
     for place in (Path(p).expanduser() for p in places):
-        if place.is_file() or place.suffix == ".zarr" or (place / ".zgroup").exists():
+        if place.is_file() or place.suffix == ".zarr" or (place / ".zgroup").exists() or minari_file(place):
             return place
         for name in task.data:
             if (place / name).exists():
                 return place / name
-    hint = f": run `python data.py download {task.name}` or give its path" if task.url else ""
+    hint = f": run `python data.py download {task.name}` or give its path" if task.url or task.minari else ""
     raise BadInput(f"no {task.name} data ({' or '.join(task.data)}) in {', '.join(map(str, places))}{hint}")
-
-
-def zarr_array(path, name):
-    """One array of a zarr v2 folder, opened but not read. BadInput unless it is whole and safe to read.
-
-    The checks come before the zarr library sees the data, because it would let three things pass: missing chunks
-    are filled with fill_value, a Blosc chunk cut short is decoded into noise, a pickle filter runs code.
-    """
-    import zarr                                                     # slow to import
-    where, folder = f"{path}: array {name}", path / name
-    with refusing(f"{where} cannot be opened"):
-        meta = json.loads((folder / ".zarray").read_bytes())
-        dtype, chunks, shape = meta["dtype"], meta["chunks"], meta["shape"]
-        codec, filters = (meta["compressor"] or {}).get("id"), meta.get("filters")
-        number = isinstance(dtype, str) and re.fullmatch(r"[<>|][fiu][1248]", dtype)
-        if not number or filters or codec not in COMPRESSORS:
-            raise BadInput(f"{where} is refused: dtype {dtype}, compressor {codec}, filters {filters} are not all safe")
-        nbytes = math.prod(chunks) * np.dtype(dtype).itemsize
-        if not shape or len(shape) != len(chunks) or min(chunks) < 1 or nbytes > LIMIT:
-            raise BadInput(f"{where} has shape {shape} in chunks {chunks}: not a layout that can be read")
-        for place in np.ndindex(*(math.ceil(s / c) for s, c in zip(shape, chunks))):
-            key = meta.get("dimension_separator", ".").join(map(str, place))
-            if not (folder / key).is_file():
-                raise BadInput(f"{where} lacks chunk {key}: copy or download the data again")
-            if codec == "blosc":        # header: sizes of the content and of the chunk itself, at bytes 4 and 12
-                b = (folder / key).read_bytes()
-                if len(b) < 16 or [int.from_bytes(b[i:i + 4], "little") for i in (4, 12)] != [nbytes, len(b)]:
-                    raise BadInput(f"{where}: chunk {key} is damaged, copy or download the data again")
-        return zarr.open_array(str(path), path=name, mode="r", zarr_format=2)
-
-
-def read(path, names=None):
-    """{name: array} of an npz or a zarr folder; names default to all of an npz, to NAMES of a zarr. Raises BadInput.
-
-    Names go without zarr's data/ and meta/. A missing array is no error here: assemble() says which ones it needs.
-    """
-    path = Path(path)
-    if path.is_file():
-        with refusing(f"{path} is not an npz file of plain numbers, or is damaged"):
-            with np.load(path, allow_pickle=False) as f:            # asarray: members that are no arrays come as bytes
-                return {k: np.asarray(f[k]) for k in f.files if names is None or k in names}
-    with refusing(f"{path} is damaged, copy or download it again"):
-        if not (path / ".zgroup").exists():
-            raise BadInput(f"{path} is not a file, and not a zarr version 2 group (it has no .zgroup)")
-        return {n: zarr_array(path, f"{group}/{n}")[...] for n in names or NAMES for group in ("data", "meta")
-                if (path / group / n).exists()}
 
 
 def assemble(arrays, task, path):
@@ -311,6 +256,10 @@ def download(task, to=None, url=None):
     The data appears under its name only when all is well, and nothing that was there before is deleted. An archive
     that fails is set aside as .bad, so that the next download starts afresh.
     """
+    if task.minari:
+        if url:
+            raise BadInput(f"--url names an archive, but {task.name} comes through the minari library: leave it out")
+        return download_minari(task, to)
     to, url, name = Path(to).expanduser() if to else cache(), url or task.url, task.data[0]
     final, part = to / name, to / f"{name}.zip.part"
     if not url.startswith(("http://", "https://")):
@@ -336,6 +285,28 @@ def download(task, to=None, url=None):
     except OSError as e:
         raise BadInput(f"cannot write to {to} ({e})") from e
     return final
+
+
+def download_minari(task, to=None):
+    """Have the minari library install the task's data set -> its folder, below `to` or minari_home(). Raises BadInput.
+
+    to becomes this process's MINARI_DATASETS_PATH. What is already there is not fetched again, but checked.
+    """
+    try:
+        import minari
+    except ImportError as e:
+        raise BadInput(f'{task.minari} needs the minari library: pip install "minari[hf]==0.5.4" '
+                       "(requirements-extra.txt)") from e
+    if to:
+        os.environ["MINARI_DATASETS_PATH"] = str(Path(to).expanduser())
+    folder = minari_home() / task.minari
+    with refusing(f"{task.minari}: download failed, try again later"):
+        minari.download_dataset(task.minari)
+    try:
+        load(task, folder)
+    except BadInput as e:
+        raise BadInput(f"{e}: delete {folder} to download it again") from e
+    return folder
 
 
 # ---- python data.py info -------------------------------------------------------------------------------------------
@@ -369,8 +340,11 @@ def info(task, path=None, png=None):
     print(path)
     try:
         ep = assemble(arrays, task, path)
-        arrays, L = {"obs": ep.obs, "action": ep.action}, ep.lengths
+        reward, arrays, L = arrays.get("reward"), {"obs": ep.obs, "action": ep.action}, ep.lengths
         print(f"{len(L)} episodes, {L.sum()} steps, length {L.min()} / {L.mean():.1f} / {L.max()} (min / mean / max)")
+        if reward is not None and reward.shape == (L.sum(),) and reward.dtype.kind in "fiu":
+            returns = np.add.reduceat(reward, ep.ends - L, dtype=np.float64)
+            print(f"return {returns.min():.1f} / {returns.mean():.1f} / {returns.max():.1f} (min / mean / max)")
     except BadInput as e:
         print(f"not {task.name} data: {e}")
     print("by dimension: minimum, mean, maximum")
@@ -395,13 +369,16 @@ def main():
     parser = Parser("Demonstrations: download them, describe them.")
     sub = parser.add_subparsers(dest="command", required=True)
     d = sub.add_parser("download", help="fetch a task's official demonstrations and verify them")
-    d.add_argument("task", choices=[t.name for t in TASKS.values() if t.url], help="task")
-    d.add_argument("--to", metavar="DIR", help="folder to install in; $DRIFT_CACHE or ~/.cache/drift if not given")
+    d.add_argument("task", choices=[t.name for t in TASKS.values() if t.url or t.minari], help="task")
+    d.add_argument("--to", metavar="DIR", help="folder to install in; if not given $DRIFT_CACHE or ~/.cache/drift, "
+                   "for Minari's data $MINARI_DATASETS_PATH or ~/.minari/datasets")
     d.add_argument("--url", help="archive to fetch; the official one if not given")
     i = sub.add_parser("info", help="describe demonstrations and draw a picture")
-    i.add_argument("path", nargs="?", help="npz, zarr folder or folder of data; searched for as in training if not given")
+    i.add_argument("path", nargs="?", help="npz, zarr or Minari folder, or folder of data; searched for as in "
+                   "training if not given")
     i.add_argument("--task", default="pusht", help="task whose sizes the data is read with")
-    i.add_argument("--png", metavar="OUT", help="picture of Push-T data; the data's name with .png, in this folder, if not given")
+    i.add_argument("--png", metavar="OUT", help="picture of Push-T data; the data's name with .png, in this "
+                   "folder, if not given")
     a = parser.parse_args()
     if a.command == "download":
         print(download(TASKS[a.task], a.to, a.url))

@@ -22,7 +22,8 @@ from drift import chunk_loss
 from envs import check_horizons, task_named
 from evaluate import evaluate, line
 from policy import Policy
-from runs import BadInput, Parser, Run, above_zero, check_device, cli, load_torch, save_torch
+from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, flags_of, fresh_folder, load_state,
+                  save_torch)
 
 PAPER_DIMS, SMALL_DIMS = (512, 1024, 2048), (64, 128, 256)
 LOG_EVERY = 50
@@ -44,7 +45,8 @@ def parse():
     g.add_argument("--temp", type=float, nargs="+", default=[0.2], help="interaction scales tau, one or several")
     g.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (Eq. 11)")
     g.add_argument("--dims", nargs="+", default=["auto"], metavar="C",
-                   help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU, 64 128 256 on a CPU")
+                   help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU; 64 128 256 on a CPU, 64 128 if "
+                   "T_p < 8")
     g = p.add_argument_group("optimisation (Table VII)")
     g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU, if no length is given")
     g.add_argument("--steps", type=int, help="optimiser steps; 8000 on a CPU if no length is given")
@@ -90,7 +92,7 @@ def resolve(args):
     check_device(args.device)
     gpu = torch.device(args.device).type != "cpu"
     if args.dims == ["auto"]:
-        args.dims = PAPER_DIMS if gpu else SMALL_DIMS
+        args.dims = PAPER_DIMS if gpu else SMALL_DIMS if args.T_p >= 8 else SMALL_DIMS[:2]
         print(f"--dims auto: {' '.join(map(str, args.dims))} "
               + ("(the paper's network)" if gpu else "(a small network, for a CPU; the paper's is 512 1024 2048)"))
     try:
@@ -102,14 +104,8 @@ def resolve(args):
     if args.epochs is args.steps is args.minutes is None:
         args.epochs, args.steps = (100, None) if gpu else (None, 8000)
     args.out = args.out or f"runs/{args.task}-dbp-seed{args.seed}"
-    if (Path(args.out) / "state.pt").exists() and not args.resume:
-        raise BadInput(f"{args.out} holds a run: go on with --resume, or name another folder with --out")
+    fresh_folder(args)
     return task
-
-
-def flags_of(args):
-    """The flags as plain values, for flags.json and the checkpoints."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
 
 
 class EMA:
@@ -169,13 +165,7 @@ def setup(args, task):
     ema = EMA(policy, args.ema, args.ema_power)
     state = {"step": 0, "total": None, "minutes": 0.0, "snapshots": {}}
     if args.resume:
-        state = load_torch(Path(args.out) / "state.pt", args.device)
-        if not isinstance(state, dict) or not {"flags", "weights", "ema", "optimizer"} <= set(state):
-            raise BadInput(f"{args.out}/state.pt is not the state of a run of this version: begin in another --out")
-        for k, was in state["flags"].items():
-            if k not in FREE_ON_RESUME and was != flags_of(args)[k]:
-                raise BadInput(f"{args.out} was begun with --{k.replace('_', '-')} {was}, not {flags_of(args)[k]}: "
-                               "resume with the same flags, or begin in another --out")
+        state = load_state(args, args.device, {"weights", "ema", "optimizer"}, FREE_ON_RESUME)
         policy.load_state_dict(state.pop("weights"))
         ema.load_state_dict(state.pop("ema"))
         opt.load_state_dict(state.pop("optimizer"))
@@ -293,37 +283,14 @@ def train(args):
         save()
         result = score()
         run.close()
-        curves(run, out / "curves.png")
+        curves(run, out / "curves.png", [
+            ("distance to the expert (RMS)", ["best", "mean", "spread"], "log"), ("mean distance s (Eq. 29)", ["s"], "log"),
+            ("force RMS before Eq. 36", [f"force_{tau:g}" for tau in args.temp], "log"),
+            ("gradient norm", ["grad"], "log"), ("learning rate", ["lr"], "linear"), ("score", ["score"], "linear")])
         hypotheses_figure(policy, shown, snapshots, out / "hypotheses.png")
         print(f"{line(result)}  {step} steps, {minutes:.1f} min of training  {out}/ckpt.pt")
     if world > 1:
         dist.destroy_process_group()
-
-
-def curves(run, path):
-    """Draw the run's numbers over steps."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    force = sorted({k for r in run.rows for k in r if k.startswith("force_")})
-    panels = [("distance to the expert (RMS)", ["best", "mean", "spread"], "log"),
-              ("mean distance s (Eq. 29)", ["s"], "log"),
-              ("force RMS before Eq. 36", force, "log"), ("gradient norm", ["grad"], "log"),
-              ("learning rate", ["lr"], "linear"), ("score", ["score"], "linear")]
-    fig, axes = plt.subplots(2, 3, figsize=(12, 6), constrained_layout=True)
-    for ax, (title, names, scale) in zip(axes.flat, panels):
-        for name in names:
-            ax.plot(*run.column(name), marker="o" if name == "score" else None, label=name.replace("force_", "τ = "))
-        if title == "score":
-            steps, low = run.column("score_low")
-            ax.fill_between(steps, low, run.column("score_high")[1], alpha=0.2)
-            ax.set_ylim(0, 1)
-        ax.set(title=title, xlabel="step", yscale=scale)
-        if len(names) > 1:
-            ax.legend(frameon=False)
-        ax.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
 
 
 def hypotheses_figure(policy, shown, snapshots, path):

@@ -1,16 +1,21 @@
 """Tasks as one table, and their simulators behind one interface: chunks of actions in, observation histories out.
 
 Push-T follows Diffusion Policy's low-dimensional protocol: nine key points of the T and the agent's position, 20
-numbers; 300 steps; score = the highest min(coverage / 0.95, 1) reached; start states from seed 100000 on.
+numbers; 300 steps; score = the highest min(coverage / 0.95, 1) reached; start states from seed 100000 on. Hopper,
+Walker2d, HalfCheetah and Ant are gymnasium's v5 environments; score = the return of 1000 steps.
 """
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from runs import BadInput
+
+TRAIN_SEED = 2_000_000     # first start seed of Stage 2; the evaluation's are from 100000 on
 
 # The nine key points of Diffusion Policy's data, fixed in the T's own frame; pixels of the 512 x 512 scene.
 PUSHT_KEYPOINTS = np.array([
@@ -87,12 +92,17 @@ class Task:
     data: tuple                    # file names looked for in each data folder, best first
     obs_from_state: Callable = None   # recorded states -> observations, where data holds states
     url: str = None                # official archive, for `python data.py download`
+    minari: str = None             # the data set's name in Minari, likewise
 
 
 TASKS = {t.name: t for t in (
     Task("pusht", PushT, obs_dim=20, D_a=2, T_o=2, T_p=16, T_a=8, steps=300, score="max",
          data=("pusht_cchi_v7_replay.zarr", "pusht.npz"), obs_from_state=pusht_obs,
          url="https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"),
+    *(Task(name, partial(gym.make, env_id), obs_dim=obs_dim, D_a=D_a, T_o=1, T_p=4, T_a=4, steps=1000, score="sum",
+           data=(f"mujoco/{name}/medium-v0", f"{name}-medium"), minari=f"mujoco/{name}/medium-v0")
+      for name, env_id, obs_dim, D_a in (("hopper", "Hopper-v5", 11, 3), ("walker2d", "Walker2d-v5", 17, 6),
+                                         ("halfcheetah", "HalfCheetah-v5", 17, 6), ("ant", "Ant-v5", 105, 8))),
 )}
 
 
@@ -119,6 +129,7 @@ class Chunked(gym.Wrapper):
     the episode had already ended; info["steps"] primitive steps run so far; info["success"], seen at any step.
     record: info["states"] (T_a, S). film: `frames` keeps a picture of every primitive step. hold: the end is told
     in info["over"] alone and further steps do nothing, so that a batch of episodes runs to its longest.
+    reset(seed=s, options={"past": {s: chunks}}) goes on from where these chunks led, to resume an interrupted episode.
     """
 
     def __init__(self, env, T_o, T_a, steps, *, record=False, film=False, hold=False):
@@ -129,10 +140,14 @@ class Chunked(gym.Wrapper):
         self.action_space = gym.spaces.Box(np.broadcast_to(act.low, (T_a, *act.shape)),
                                            np.broadcast_to(act.high, (T_a, *act.shape)), dtype=act.dtype)
 
-    def reset(self, **kw):
-        obs, info = self.env.reset(**kw)
+    def reset(self, *, seed=None, options=None):
+        options = dict(options or {})
+        past = options.pop("past", {}).get(seed, ())
+        obs, info = self.env.reset(seed=seed, options=options or None)
         self.history, self.n, self.over, self.success = [obs] * self.T_o, 0, (False, False), False
         self.state, self.frames = info.get("state"), [self.env.render()] if self.film else []
+        for chunk in past:
+            self.step(chunk)
         return np.stack(self.history), self._info([])
 
     def _info(self, rewards, states=()):
@@ -164,14 +179,68 @@ class Chunked(gym.Wrapper):
         return np.stack(self.history), float(sum(rewards)), *ended, self._info(rewards, states)
 
 
-def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0):
-    """n environments of a task as one gymnasium vector environment of chunks, each held at its first end.
+def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0, hold=True):
+    """n environments of a task as one gymnasium vector environment of chunks; none resets by itself.
 
     workers: a process for each (True) or all in this one (False). record: info carries the states. show: the first
-    `show` environments keep their frames (needs workers=False).
+    `show` environments keep their frames (needs workers=False). hold: see Chunked; without it an environment that
+    ended must be reset, by options={"reset_mask": ...}, before the next step.
     """
     def make(i):
         return lambda: Chunked(task.env(), T_o or task.T_o, T_a or task.T_a, task.steps, record=record, film=i < show,
-                               hold=True)
+                               hold=hold)
     vector = AsyncVectorEnv if workers and n > 1 else SyncVectorEnv
     return vector([make(i) for i in range(n)], autoreset_mode=AutoresetMode.DISABLED)
+
+
+def chunk_reward(rewards, last, score, gamma):
+    """Reward of a chunk from its primitive rewards (N, T_a), NaN after an episode's end -> (N,).
+
+    Where the score is a sum, their sum. Where it is the highest reward reached, the reward's gain since the last
+    step of the chunk before, last (N,), NaN at an episode's start: the gains add up to the coverage at the end, and
+    ending an episode by success costs nothing. gamma discounts inside the chunk.
+    """
+    if score == "max":
+        rewards = np.diff(rewards, prepend=last[:, None])
+    return np.nansum(rewards * gamma ** np.arange(rewards.shape[1]), axis=1)
+
+
+class Simulators:
+    """N environments in mid-episode. Their start seeds and past chunks are what --resume needs to bring them back."""
+
+    def __init__(self, task, policy, n, *, workers, seed=0, inner_gamma=1.0, state=None):
+        self.how, self.inner_gamma, first = task.score, inner_gamma, TRAIN_SEED + 1_000_000 * seed
+        self.seeds, self.next, self.past = np.arange(first, first + n), first + n, [[] for _ in range(n)]
+        self.score, self.last = np.zeros(n), np.full(n, np.nan)          # of the episode so far; the last reward
+        if state:
+            self.seeds, self.score, self.last = (state[k].numpy() for k in ("seeds", "score", "last"))
+            self.next, self.past = state["next"], [list(p.numpy()) for p in state["past"]]
+        self.env = make_vec(task, n, T_o=policy.T_o, T_a=policy.T_a, workers=workers, hold=False)
+        past = dict(zip(self.seeds.tolist(), self.past))
+        self.obs, _ = self.env.reset(seed=self.seeds.tolist(), options={"past": past} if state else None)
+
+    def state(self):
+        """Plain tensors for state.pt."""
+        return {**{k: torch.from_numpy(getattr(self, k).copy()) for k in ("seeds", "score", "last")}, "next": self.next,
+                "past": [torch.from_numpy(np.array(p, np.float32)) for p in self.past]}
+
+    def step(self, a):
+        """Run chunks a (N, T_a, D_a), env units. Episodes that ended are reset: self.obs is what to act on next.
+
+        Returns reward (N,), ran (N, T_a), the true last observations, terminated, truncated, and the scores of the
+        episodes that ended.
+        """
+        obs, _, terminated, truncated, info = self.env.step(a)
+        rewards, ended = info["rewards"], terminated | truncated
+        reward = chunk_reward(rewards, self.last, self.how, self.inner_gamma)
+        self.score = (np.fmax(self.score, np.nanmax(rewards, 1)) if self.how == "max" else
+                      self.score + np.nansum(rewards, 1))
+        scores = self.score[ended]
+        self.score, self.last = np.where(ended, 0.0, self.score), np.where(ended, np.nan, rewards[:, -1])
+        self.past = [[] if over else past + [chunk] for past, chunk, over in zip(self.past, a, ended)]
+        self.seeds[ended] = self.next + np.arange(ended.sum())
+        self.next += int(ended.sum())
+        self.obs = obs
+        if ended.any():
+            self.obs, _ = self.env.reset(seed=self.seeds.tolist(), options={"reset_mask": ended})
+        return reward, ~np.isnan(rewards), obs, terminated, truncated, scores

@@ -1,13 +1,16 @@
 """The policy: normaliser, observation features and generator in one module, and its checkpoint file.
 
 One forward pass of the generator maps (o, z) to an action chunk (arXiv 2604.03540, Eqs. 6, 7, 22). Both trainers,
-the evaluator and the robot loop use this class and read the same file.
+the evaluator and the robot loop use this class and read the same file. `Actor` adds the noise that Stage 2 explores
+with, and its exact likelihood (Eqs. 12, 13, 43-48).
 """
+import math
+
 import torch
 from torch import nn
 
 from runs import BadInput, load_torch, save_torch
-from unet import UNet1d
+from unet import EMBED, UNet1d
 
 FORMAT = "drift-policy-1"
 
@@ -119,3 +122,43 @@ class Policy(nn.Module):
         if task not in (None, policy.task):
             raise BadInput(f"{path} was trained on {policy.task}, not {task}: pass a checkpoint of {task}")
         return policy.to(device).eval(), flags
+
+
+def log_prob(a, mu, log_sigma, ran):
+    """Eqs. 13, 48, 57: log N(a; mu, sigma) summed over the coordinates that ran.
+
+    a, mu, log_sigma (B, T_a, D_a): the un-clipped sample of the executed prefix, its mean, log standard deviation;
+    ran (B, T_a): 1 where the environment ran the action, 0 after an episode's end -> (B,).
+    """
+    each = -0.5 * ((a - mu) * torch.exp(-log_sigma)).square() - log_sigma - 0.5 * math.log(2 * math.pi)
+    return (each.sum(-1) * ran).sum(-1)
+
+
+def entropy(log_sigma, ran):
+    """Entropy of the executed prefix's Gaussian, nats: log_sigma (B, T_a, D_a), ran (B, T_a) -> (B,). Eq. 53."""
+    return ((log_sigma + 0.5 * math.log(2 * math.pi * math.e)).sum(-1) * ran).sum(-1)
+
+
+class Actor(nn.Module):
+    """The Stage-1 policy with a noise head: pi(a | o, z) = N(mu(o, z), diag sigma(o)^2) (Eqs. 12, 43-46)."""
+
+    def __init__(self, policy, sigma, sigma_range, calls=1):
+        super().__init__()
+        self.policy, self.calls = policy, calls
+        low, high = map(math.log, sigma_range)
+        self.low, self.width = low, high - low
+        self.head = nn.Linear(EMBED, policy.T_a * policy.D_a).to(policy.device)
+        nn.init.zeros_(self.head.weight)
+        share = (math.log(sigma) - low) / self.width
+        nn.init.constant_(self.head.bias, math.log(share / (1 - share)))
+
+    def forward(self, obs, z):
+        """obs (B, T_o, obs_dim), z (B, T_p, D_a) -> mu (B, T_p, D_a), log sigma (B, T_a, D_a) of the executed prefix.
+
+        Eqs. 43-45, one pass: mean and feature share the embedding. The bounds of Eq. 45 are a sigmoid's, as a hard
+        clamp passes no gradient back inside.
+        """
+        net = self.policy.net
+        h = net.embed(self.policy.features(obs))                               # (B, EMBED)
+        mu = sum(net.generate(z, h) for _ in range(self.calls)) / self.calls
+        return mu, self.low + self.width * torch.sigmoid(self.head(h).unflatten(-1, (self.policy.T_a, -1)))

@@ -127,6 +127,29 @@ def versions():
             "threads": torch.get_num_threads()}
 
 
+def flags_of(args):
+    """The flags as plain values, for flags.json and the checkpoints."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
+
+
+def fresh_folder(args):
+    """Refuse to begin a run in a folder that holds one. Raises BadInput."""
+    if (Path(args.out) / "state.pt").exists() and not args.resume:
+        raise BadInput(f"{args.out} holds a run: go on with --resume, or name another folder with --out")
+
+
+def load_state(args, device, needs, free):
+    """state.pt of the run folder, for --resume. BadInput unless it has the keys `needs` and flags equal but for `free`."""
+    state = load_torch(Path(args.out) / "state.pt", device)
+    if not isinstance(state, dict) or not {"flags", *needs} <= set(state):
+        raise BadInput(f"{args.out}/state.pt is not the state of a run of this version: begin in another --out")
+    for k, now in flags_of(args).items():
+        if k not in free and state["flags"].get(k) != now:
+            raise BadInput(f"{args.out} was begun with --{k.replace('_', '-')} {state['flags'].get(k)}, not {now}: "
+                           "resume with the same flags, or begin in another --out")
+    return state
+
+
 class Run:
     """A run folder. Logging keeps only rows up to the step that was resumed from, so no step appears twice."""
 
@@ -165,7 +188,6 @@ class Run:
         self.board.close()
 
 
-
 def read_log(out):
     """Rows of log.jsonl; a last line cut short by a kill is dropped."""
     path = Path(out) / "log.jsonl"
@@ -185,6 +207,26 @@ def write_csv(path, rows):
     table.writeheader()
     table.writerows(rows)
     atomic(path, lambda f: f.write(text.getvalue().encode()))
+
+
+def curves(run, path, panels, x="step"):
+    """Draw the run's numbers over steps. panels: (title, column names, y scale); the score's interval is shaded."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    columns = (len(panels) + 1) // 2
+    fig, axes = plt.subplots(2, columns, figsize=(3.9 * columns, 6), constrained_layout=True)
+    for ax, (title, names, scale) in zip(axes.flat, panels):
+        for name in names:
+            ax.plot(*run.column(name), marker="o" if name == "score" else None, label=name.replace("force_", "τ = "))
+        if "score" in names:
+            ax.fill_between(*run.column("score_low"), run.column("score_high")[1], alpha=0.2)
+        ax.set(title=title, xlabel=x, yscale=scale)
+        if len(names) > 1:
+            ax.legend(frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
 
 
 def draw_scores(path, rows, x, lines):
@@ -207,7 +249,7 @@ def draw_scores(path, rows, x, lines):
     for label, score in lines.items():
         ax.axhline(score, color="grey", ls="--", lw=0.8)
         ax.text(0, score, label, fontsize=8, va="bottom", color="grey")
-    ax.set(xlabel=x, ylabel="score", xlim=(0, None), ylim=(0, 1))
+    ax.set(xlabel=x, ylabel="score", xlim=(0, None), ylim=(0, 1 if max(r["score"] for r in rows) <= 1 else None))
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=120)

@@ -76,9 +76,17 @@ class UNet1d(nn.Module):
 
     def forward(self, z, cond):
         """z (B, K, T_p, D_a) or (B, T_p, D_a), cond (B, C) -> same shape as z."""
+        return self.generate(z, self.embed(cond))
+
+    def embed(self, cond):
+        """cond (B, C) -> the observation feature h (B, EMBED) that every block is conditioned on."""
+        return self.film[:-1](cond)
+
+    def generate(self, z, h):
+        """z (B, K, T_p, D_a) or (B, T_p, D_a), h (B, EMBED) -> same shape as z."""
         T_p, D_a = z.shape[-2:]
         self.check_horizon(T_p)
-        film = iter(self.film(cond).split(self.film_sizes, dim=-1))            # (B, 2 C_out) per block
+        film = iter(self.film[-1](h).split(self.film_sizes, dim=-1))           # (B, 2 C_out) per block
         j, t = torch.arange(COSINES, device=z.device), torch.arange(T_p, device=z.device)
         place = torch.cos(torch.pi * j[:, None] * (t + 0.5) / T_p).to(z)       # (COSINES, T_p)
         x = z.reshape(-1, T_p, D_a).transpose(1, 2)                            # (N, D_a, T_p), N = B K

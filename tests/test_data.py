@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import types
 import zipfile
 from pathlib import Path
 
@@ -21,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 from envs import TASKS, pusht_obs
 from runs import BadInput, cli
+from test_formats import write_minari
 
-PUSHT = TASKS["pusht"]
+PUSHT, HOPPER = TASKS["pusht"], TASKS["hopper"]
 NAME = PUSHT.data[0]
 HERE = Path(__file__).parents[1]
 
@@ -62,6 +64,7 @@ def alone(monkeypatch, tmp_path):
     """No data of this machine, no proxy."""
     monkeypatch.delenv("DRIFT_DATA", raising=False)
     monkeypatch.setenv("DRIFT_CACHE", str(tmp_path / "nothing"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nothing"))
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -172,6 +175,31 @@ def test_find_order(tmp_path, monkeypatch):
     monkeypatch.setenv("DRIFT_DATA", str(tmp_path / "none"))
     refused(lambda: data.find(PUSHT), "DRIFT_DATA=")
     assert data.find(PUSHT, explicit).parent == explicit
+
+
+def test_find_minari(tmp_path, monkeypatch):
+    """The library's own folder comes after the cache and before demos/, and only for tasks of Minari."""
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
+    refused(lambda: data.find(HOPPER), "mujoco/hopper/medium-v0 or hopper-medium", "python data.py download hopper")
+    demos = write_minari(tmp_path / "demos" / "hopper-medium")
+    assert data.find(HOPPER) == demos
+    library = write_minari(tmp_path / "library" / HOPPER.minari)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "library"))
+    assert data.find(HOPPER) == library
+    data.save_npz(tmp_path / "library" / "pusht.npz", action=np.zeros(1))
+    refused(lambda: data.find(PUSHT), "no pusht data")
+    monkeypatch.delenv("MINARI_DATASETS_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert data.find(HOPPER) == demos
+    at_home = write_minari(tmp_path / "home" / ".minari" / "datasets" / HOPPER.minari)
+    assert data.find(HOPPER) == at_home
+    monkeypatch.setenv("DRIFT_CACHE", str(tmp_path / "cache"))
+    cached = write_minari(tmp_path / "cache" / "hopper-medium")
+    assert data.find(HOPPER) == cached
+    for path, wanted in ((demos, demos), (demos / "data", demos / "data"), (tmp_path / "library", library),
+                         (demos / "data" / "main_data.hdf5", demos / "data" / "main_data.hdf5")):
+        assert data.find(HOPPER, path) == wanted and len(data.load(HOPPER, path)) == 3
+    assert len(data.Chunks(data.load(HOPPER), HOPPER.T_o, HOPPER.T_p, HOPPER.T_a)) == 4 + 1 + 7
 
 
 # ---- bad input
@@ -439,6 +467,40 @@ def test_absurd_and_foreign_zips(tmp_path, server, archive, monkeypatch):
     refused(lambda: data.download(PUSHT, tmp_path / "bomb", server.url), "would unpack")
 
 
+def fake_minari(monkeypatch, download):
+    """A minari library whose download_dataset(name) is download(folder of the data set)."""
+    library = types.ModuleType("minari")
+    library.download_dataset = lambda name: download(Path(os.environ["MINARI_DATASETS_PATH"], name))
+    monkeypatch.setitem(sys.modules, "minari", library)
+
+
+def test_download_minari(tmp_path, monkeypatch, capsys):
+    fake_minari(monkeypatch, lambda folder: folder.exists() or write_minari(folder))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "library"))
+    for to, args in ((tmp_path / "library", []), (tmp_path / "to", ["--to", str(tmp_path / "to")])):
+        monkeypatch.setattr(sys, "argv", ["data.py", "download", "hopper", *args])
+        for _ in range(2):                                                               # again: checked, not fetched
+            cli(data.main)
+            assert capsys.readouterr().out.strip() == str(to / HOPPER.minari)
+        assert len(data.load(HOPPER, to)) == 3
+    assert data.find(HOPPER) == to / HOPPER.minari
+    (to / HOPPER.minari / "data" / "main_data.hdf5").write_bytes(b"half")
+    refused(lambda: data.download(HOPPER), "damaged", "delete", "to download it again")
+    refused(lambda: data.download(HOPPER, url="http://127.0.0.1:9/x.zip"), "--url", "leave it out")
+
+
+def test_download_minari_fails(tmp_path, monkeypatch):
+    def offline(folder):
+        raise ConnectionError("no network\nat all")
+
+    fake_minari(monkeypatch, offline)
+    refused(lambda: data.download(HOPPER, tmp_path / "to"), f"{HOPPER.minari}: download failed", "no network")
+    fake_minari(monkeypatch, lambda folder: None)
+    refused(lambda: data.download(HOPPER, tmp_path / "to"), "no such file or folder")
+    monkeypatch.setitem(sys.modules, "minari", None)                                     # as if not installed
+    refused(lambda: data.download(HOPPER, tmp_path / "to"), 'pip install "minari[hf]==0.5.4"', "requirements-extra.txt")
+
+
 # ---- the commands
 
 def command(*args, cwd, **env):
@@ -480,6 +542,16 @@ def test_cli_info(tmp_path):
     assert (code, err) == (0, "") and "3 episodes, 59 steps, length 9 / 19.7 / 30" in out
     assert "1 values are NaN" in out
     assert (tmp_path / NAME).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_of_minari(tmp_path, capsys):
+    path = write_minari(tmp_path / "x")
+    reward, ends = data.read(path)["reward"], [4, 5, 12]
+    returns = [float(r.sum()) for r in np.split(reward, ends[:-1])]
+    data.info(HOPPER, path)
+    out = capsys.readouterr().out
+    assert "3 episodes, 12 steps, length 1 / 4.0 / 7" in out and "obs (12, 11) float32" in out and "not drawn" in out
+    assert f"return {min(returns):.1f} / {np.mean(returns):.1f} / {max(returns):.1f} (min / mean / max)" in out
 
 
 def test_info_of_foreign_data(tmp_path, capsys, monkeypatch):

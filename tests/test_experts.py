@@ -1,5 +1,10 @@
-"""experts.py: only successes are kept, whole and in step with their seeds; hopeless policies are given up."""
+"""experts.py: only successes are kept, whole and in step with their seeds; hopeless policies are given up.
+
+Locomotion: what is recorded is what the environment did, and an agent is trained until it is good enough.
+"""
+import dataclasses
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ from evaluate import Rollout
 from runs import BadInput, cli
 from test_policy import policy
 
-PUSHT = TASKS["pusht"]
+PUSHT, HOPPER = TASKS["pusht"], TASKS["hopper"]
 
 
 def fake_rollout(every=3, steps=12):
@@ -82,3 +87,95 @@ def test_no_episodes_asked(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e:
         cli(experts.main)
     assert e.value.code == 2 and "episodes" in capsys.readouterr().err
+
+
+# ---- locomotion
+
+def noisy(seed=0):
+    """A policy that pushes at random, further than the limits of 1."""
+    rng = np.random.default_rng(seed)
+    return lambda obs: rng.uniform(-2, 2, 3)
+
+
+def test_record():
+    """The actions replayed from the recorded seeds give the same observations, rewards and ends."""
+    episodes = experts.record(noisy(), HOPPER, 4, start_seed=50)
+    assert [e["seed"] for e in episodes] == [50, 51, 52, 53]
+    assert (np.concatenate([abs(e["actions"]).max(0) for e in episodes]) <= 1).all()
+    with HOPPER.env() as env:
+        for e in episodes:
+            assert e["actions"].dtype == np.float32 and len(e["observations"]) == len(e["actions"]) + 1
+            np.testing.assert_array_equal(env.reset(seed=e["seed"])[0], e["observations"][0])
+            for t, action in enumerate(e["actions"]):
+                obs, reward, terminated, truncated, _ = env.step(action)
+                np.testing.assert_array_equal(obs, e["observations"][t + 1])
+                assert (reward, terminated, truncated) == (e["rewards"][t], e["terminations"][t], e["truncations"][t])
+            assert e["terminations"].tolist() == [False] * t + [True] and not e["truncations"].any()
+
+
+def test_record_to_the_time_limit():
+    """An episode cut at task.steps is truncated, not terminated."""
+    short = dataclasses.replace(TASKS["halfcheetah"], steps=7)
+    (e,) = experts.record(lambda obs: np.zeros(6), short, 1, start_seed=0)
+    assert e["truncations"].tolist() == [False] * 6 + [True] and not e["terminations"].any()
+
+
+def test_record_stops():
+    """Whole episodes, none begun after max_steps."""
+    whole = experts.record(noisy(), HOPPER, 6, start_seed=0)
+    lengths = np.array([len(e["rewards"]) for e in whole])
+    some = experts.record(noisy(), HOPPER, 6, start_seed=0, max_steps=lengths[:2].sum() + 1)
+    assert [len(e["rewards"]) for e in some] == lengths[:3].tolist()
+    assert len(experts.record(noisy(), HOPPER, 6, start_seed=0, max_steps=1)) == 1
+
+
+def test_agent():
+    """The observation is normalised and clipped before the policy sees it."""
+    policy = types.SimpleNamespace(predict=lambda x: (x, None))
+    act = experts.agent(policy, np.array([1., 0., 0.]), np.array([4., 1., 0.]))
+    np.testing.assert_allclose(act(np.array([2., -3., 9.])), [0.5, -3, 10], rtol=1e-6)
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["experts.py", *map(str, args)])
+    cli(experts.main)
+
+
+@pytest.mark.parametrize("args,word", [
+    ("--task hopper", "--until"), ("--task hopper --until 1 --init a.pt", "no --init"), ("--task pusht", "--init"),
+    ("--task hopper --until 1 --out {tmp}", "exists"), ("--task hopper --until 1 --envs 0", "--envs"),
+    ("--task hopper --until 1 --record-steps -1", "--record-steps"), ("--task hopper --until high", "--until")])
+def test_bad_flags(tmp_path, monkeypatch, capsys, args, word):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experts, "train", None)
+    with pytest.raises(SystemExit) as e:
+        run(monkeypatch, *args.format(tmp=tmp_path).split())
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and word in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_without_sb3(monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(BadInput, match="pip install stable-baselines3"):
+        experts.train(HOPPER, 1, max_steps=1)
+
+
+def test_train_and_record(tmp_path, monkeypatch, capsys):
+    """A few thousand steps; the same seed gives the same data."""
+    pytest.importorskip("stable_baselines3", reason="pip install stable-baselines3 to check the training of agents")
+    flags = ("--task", "hopper", "--until", 5, "--envs", 2, "--episodes", 3, "--start-seed", 7)
+    for name in ("a", "b"):
+        run(monkeypatch, *flags, "--out", tmp_path / name)
+        assert "3 episodes" in capsys.readouterr().out
+    a, b = (data.read(tmp_path / name) for name in ("a", "b"))
+    assert len(a["episode_ends"]) == 3 == len(data.load(HOPPER, tmp_path / "a"))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+    with HOPPER.env() as env:
+        for start, seed in zip((0, *a["episode_ends"]), (7, 8, 9)):
+            np.testing.assert_array_equal(env.reset(seed=seed)[0].astype("f4"), a["obs"][start])
+    with pytest.raises(SystemExit) as e:
+        run(monkeypatch, *flags, "--until", 1e6, "--max-steps", 1000, "--out", tmp_path / "c")
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and "after 1024 steps the mean return" in err and "not above 1e+06" in err
+    assert not (tmp_path / "c").exists()

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = (("drift", "unet", "encoders", "pointcloud", "runs"),
-          ("policy", "envs", "baselines", "toy"),
+          ("policy", "envs", "baselines", "toy", "formats"),
           ("data", "evaluate", "bench", "realrobot"),
           ("dbp_train", "dbpo_ppo", "experts"),
           ("reproduce",))
