@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from envs import TASKS, check_horizons, task_named
-from formats import LIMIT, NAMES, minari_file, read, refusing, zarr_array
+from formats import LIMIT, NAMES, minari_env, minari_file, read, refusing, zarr_array
 from runs import BadInput, Parser, atomic, cli
 
 # sha256 of each array's bytes in C order: independent of chunking, compression and zip tool.
@@ -131,7 +131,10 @@ def assemble(arrays, task, path):
 def load(task, path=None, episodes=None):
     """The task's Episodes, from find(task, path); only the first `episodes`, if given. Raises BadInput."""
     path = find(task, path)
-    ep = assemble(read(path, NAMES), task, path)
+    ep, made_in = assemble(read(path, NAMES), task, path), minari_env(path)
+    # Walker2d and HalfCheetah have the same sizes. The version after the dash may differ: v2 and v5 are one robot.
+    if task.minari and made_in and made_in.split("-")[0] != task.env.args[0].split("-")[0]:
+        raise BadInput(f"{path} was recorded in {made_in}: it is not {task.name} data")
     for name, a in (("observation", ep.obs), ("action", ep.action)):
         if len(bad := np.flatnonzero(~np.isfinite(a).all(1))):
             e = np.searchsorted(ep.ends, bad[0], "right")

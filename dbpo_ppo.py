@@ -66,7 +66,6 @@ def parse():
     g.add_argument("--c-e", type=float, default=0.0, help="weight c_e of the entropy")
     g.add_argument("--clip-grad", type=float, default=1.0, help="largest gradient norm, actor and critic each")
     g.add_argument("--critic-warmup", type=int, default=2, help="first iterations, in which the actor does not move")
-    g.add_argument("--critic-sees", choices=("o", "z"), default="z", help="the value's input: o, or o and mu(o, z)")
     g.add_argument("--per-dimension", action="store_true",
                    help="divide log-likelihoods by the number of coordinates, as the authors' release does; not exact")
     g.add_argument("--anchor", type=float, help="weight lambda of the anchor at first (Eq. 17); 0: none; by task")
@@ -88,28 +87,22 @@ def parse():
 # ---- roll-out ------------------------------------------------------------------------------------------------------
 
 class Critic(nn.Module):
-    """V(o) or V(o, z) on the normalised observations, with weights of its own: (B, T_o, obs_dim) -> (B,).
+    """V(o) on the normalised observations, with weights of its own: (B, T_o, obs_dim) -> (B,)."""
 
-    Given (o, z) the action is still to be drawn, so a baseline may know z (Eq. 47 makes (o, z) the state). It sees it
-    as the executed mean mu(o, z), (B, T_a, D_a), of the policy that acted.
-    """
-
-    def __init__(self, policy, sees_z, width=256):
+    def __init__(self, policy, width=256):
         super().__init__()
-        self.norm, self.sees_z = copy.deepcopy(policy.norm_obs), sees_z
-        C = policy.T_o * policy.obs_dim + sees_z * policy.T_a * policy.D_a
+        self.norm, C = copy.deepcopy(policy.norm_obs), policy.T_o * policy.obs_dim
         self.net = nn.Sequential(nn.Linear(C, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
         self.to(policy.device)
 
-    def forward(self, obs, mean):
-        x = self.norm(obs).flatten(1)
-        return self.net(torch.cat([x, mean.flatten(1)], 1) if self.sees_z else x).squeeze(-1)
+    def forward(self, obs):
+        return self.net(self.norm(obs).flatten(1)).squeeze(-1)
 
 
 def make_buffer(policy, S, N):
     """The roll-out's tensors, float32, each number once; time first (S, N, ...)."""
-    sizes = {"obs": (policy.T_o, policy.obs_dim), "z": (policy.T_p, policy.D_a), "mean": (policy.T_a, policy.D_a),
-             "a": (policy.T_a, policy.D_a), "ran": (policy.T_a,), "anchor": (policy.T_p, policy.D_a), "log_prob": (), "reward": (), "next_value": (),
+    sizes = {"obs": (policy.T_o, policy.obs_dim), "z": (policy.T_p, policy.D_a), "a": (policy.T_a, policy.D_a),
+             "ran": (policy.T_a,), "anchor": (policy.T_p, policy.D_a), "log_prob": (), "reward": (), "next_value": (),
              "ended": ()}
     return {k: torch.zeros(S, N, *size, device=policy.device) for k, size in sizes.items()}
 
@@ -137,24 +130,18 @@ def collect(actor, critic, frozen, sims, buffer, generator, piece):
         reward, ran, last_obs, terminated, truncated, ended_scores = sims.step(chunk)
         sim_s += time.perf_counter() - t0
         ran = to(ran)
-        row = {"obs": obs, "z": z, "mean": mu, "a": a, "ran": ran, "log_prob": log_prob(a, mu, log_sigma, ran),
+        row = {"obs": obs, "z": z, "a": a, "ran": ran, "log_prob": log_prob(a, mu, log_sigma, ran),
                "reward": to(reward), "ended": to(terminated | truncated)}
         for k, v in row.items():
             buffer[k][t] = v
         scores.extend(ended_scores)
         cut = np.flatnonzero(truncated & ~terminated)
         true_last += [(t, n, last_obs[n]) for n in cut]
-
-    def value(obs):
-        mu, _ = actor(obs, policy.latent(len(obs), generator=generator))
-        return critic(obs, policy.executed(mu))
-
-    pairs = zip(*(buffer[k].flatten(0, 1).split(piece) for k in ("obs", "mean")))
-    buffer["value"] = torch.cat([critic(o, mean) for o, mean in pairs]).view_as(buffer["reward"])
-    buffer["next_value"] = torch.cat([buffer["value"][1:], value(to(sims.obs))[None]]) * (1 - buffer["ended"])
+    buffer["value"] = torch.cat([critic(o) for o in buffer["obs"].flatten(0, 1).split(piece)]).view_as(buffer["reward"])
+    buffer["next_value"] = torch.cat([buffer["value"][1:], critic(to(sims.obs))[None]]) * (1 - buffer["ended"])
     if true_last:
         t, n, o = zip(*true_last)
-        buffer["next_value"][list(t), list(n)] = value(to(np.stack(o)))
+        buffer["next_value"][list(t), list(n)] = critic(to(np.stack(o)))
     if frozen is not None:
         pairs = zip(*(buffer[k].flatten(0, 1).split(piece) for k in ("obs", "z")))
         buffer["anchor"].flatten(0, 1).copy_(torch.cat([frozen(o, z) for o, z in pairs]))
@@ -222,7 +209,7 @@ def actor_loss(actor, b, args, anchor):
 
 def critic_loss(critic, b, args):
     """1/2 (V - R)^2 (Eq. 52), its change clipped by flag."""
-    value = critic(b["obs"], b["mean"])
+    value = critic(b["obs"])
     loss = (value - b["return"]).square()
     if args.clip_value:
         near = b["value"] + (value - b["value"]).clamp(-args.clip_value, args.clip_value)
@@ -297,7 +284,7 @@ def train(args):
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     frozen = copy.deepcopy(policy).requires_grad_(False)                      # theta_0 of Eq. 16
-    actor, critic = Actor(policy, args.sigma, args.sigma_range, args.calls), Critic(policy, args.critic_sees == "z")
+    actor, critic = Actor(policy, args.sigma, args.sigma_range, args.calls), Critic(policy)
     opts = [torch.optim.Adam(m.parameters(), eps=1e-5, fused=True) for m in (critic, actor)]
     modules = {"actor": actor, "critic": critic, "frozen": frozen}
     state = {"iteration": 0, "env_steps": 0, "minutes": 0.0, "best": -math.inf, "episodes": None, "scale": None}

@@ -189,14 +189,30 @@ def read_minari(path, names=None):
         return {**arrays, "episode_ends": ends} if names is None or "episode_ends" in names else arrays
 
 
-def check_metadata(file, episodes):
-    """Refuse a Minari data set whose metadata.json, if any, tells of another number of episodes. Raises BadInput."""
+def metadata(file):
+    """(path, content) of each metadata.json that belongs to a Minari HDF5 file. Raises BadInput if one is damaged."""
+    found = []
     for folder in (file.parent, file.parent.parent)[:2 if file.parent.name == "data" else 1]:
         if (path := folder / "metadata.json").is_file():
             with refusing(f"{path} is damaged: {AGAIN}"):
-                told = json.loads(path.read_bytes()).get("total_episodes", episodes)
-            if told != episodes:
-                raise BadInput(f"{file} holds {episodes} episodes, {path.name} tells of {told}: {AGAIN}")
+                found.append((path, dict(json.loads(path.read_bytes()).items())))
+    return found
+
+
+def check_metadata(file, episodes):
+    """Refuse a Minari data set whose metadata.json, if any, tells of another number of episodes. Raises BadInput."""
+    for path, about in metadata(file):
+        if (told := about.get("total_episodes", episodes)) != episodes:
+            raise BadInput(f"{file} holds {episodes} episodes, {path.name} tells of {told}: {AGAIN}")
+
+
+def minari_env(path):
+    """The id of the gymnasium environment a Minari data set was recorded in; None if it does not say, or is none."""
+    file = minari_file(path)
+    for where, about in metadata(file) if file else []:
+        if about.get("env_spec"):
+            with refusing(f"{where} is damaged: {AGAIN}"):
+                return str(json.loads(about["env_spec"])["id"])
 
 
 def save_minari(path, episodes, env, dataset_id, **about):

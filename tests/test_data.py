@@ -20,6 +20,7 @@ import zarr
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import data
+import formats
 from envs import TASKS, pusht_obs
 from runs import BadInput, cli
 from test_formats import write_minari
@@ -586,3 +587,15 @@ def test_official():
     data.verify(OFFICIAL, data.SHA256[NAME])
     with pytest.raises(BadInput):
         data.verify(OFFICIAL, {**data.SHA256[NAME], "meta/episode_ends": "0" * 64})
+
+
+def test_minari_data_of_another_robot(tmp_path):
+    """Walker2d and HalfCheetah have the same sizes: the recorded environment tells them apart."""
+    L, rng = 12, np.random.default_rng(0)
+    episode = {"observations": rng.normal(size=(L + 1, 17)), "actions": rng.uniform(-1, 1, (L, 6)),
+               "rewards": np.ones(L), "terminations": np.zeros(L, bool), "truncations": np.arange(L) == L - 1, "seed": 3}
+    with TASKS["walker2d"].env() as env:
+        formats.save_minari(tmp_path / "w", [episode], env, "drift/walker2d/medium-v0")
+    assert len(data.load(TASKS["walker2d"], tmp_path / "w")) == 1
+    with pytest.raises(BadInput, match="recorded in Walker2d-v5: it is not halfcheetah data"):
+        data.load(TASKS["halfcheetah"], tmp_path / "w")

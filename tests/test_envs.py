@@ -303,3 +303,53 @@ def test_shipped_demonstrations_replay():
         steps = [env.step(u) for u in action]
         assert [s[2] for s in steps] == [False] * (len(steps) - 1) + [True] and steps[-1][1] == 1
         np.testing.assert_allclose([s[-1]["state"] for s in steps[:-1]], state[1:], atol=1e-3)
+
+
+# ---- locomotion, and stepping on after an end
+
+LOCOMOTION = [t for t in TASKS.values() if t.minari]
+
+
+@pytest.mark.parametrize("task", LOCOMOTION, ids=lambda t: t.name)
+def test_locomotion_sizes(task):
+    """The table's sizes are the simulator's, actions lie in [-1, 1], and the horizons are possible."""
+    with task.env() as env:
+        assert env.observation_space.shape == (task.obs_dim,) and env.action_space.shape == (task.D_a,)
+        assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
+        assert env.spec.max_episode_steps == task.steps == 1000
+    check_horizons(task.T_o, task.T_p, task.T_a)
+
+
+def test_a_fall_terminates_and_the_time_limit_truncates():
+    env = make_vec(TASKS["hopper"], 1, workers=False, hold=False)
+    env.reset(seed=[0])
+    for n in range(250):
+        _, _, terminated, truncated, info = env.step(np.ones((1, 4, 3), np.float32))
+        if terminated[0] or truncated[0]:
+            break
+    assert terminated[0] and not truncated[0] and info["steps"][0] < 1000
+    env.close()
+    env = make_vec(TASKS["halfcheetah"], 1, workers=False, hold=False)
+    env.reset(seed=[0])
+    ends = [env.step(np.zeros((1, 4, 6), np.float32))[2:4] for _ in range(250)]
+    assert not any(t[0] for t, _ in ends) and [u[0] for _, u in ends] == [False] * 249 + [True]
+    env.close()
+
+
+@pytest.mark.parametrize("task", [PUSHT, TASKS["hopper"]], ids=lambda t: t.name)
+def test_interrupted_episode_goes_on(task):
+    """A fresh environment that is given the seed and the chunks so far ends where the first one does, bit for bit."""
+    rng, low, high = np.random.default_rng(0), *((0, 512) if task is PUSHT else (-0.3, 0.3))
+    chunks = rng.uniform(low, high, (6, task.T_a, task.D_a)).astype(np.float32)
+    whole, other = (Chunked(task.env(), task.T_o, task.T_a, task.steps) for _ in range(2))
+    whole.reset(seed=7)
+    seen = [whole.step(c) for c in chunks]
+    obs, info = other.reset(seed=7, options={"past": {7: chunks[:4], 8: chunks[:1]}})
+    np.testing.assert_array_equal(obs, seen[3][0])
+    assert info["steps"] == seen[3][-1]["steps"]
+    for c, (o, r, *_) in zip(chunks[4:], seen[4:]):
+        o2, r2, *_ = other.step(c)
+        np.testing.assert_array_equal(o, o2)
+        assert r == r2
+    whole.close()
+    other.close()
