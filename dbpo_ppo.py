@@ -30,9 +30,9 @@ CHOICE_SEED = 200_000      # first start seed of the evaluations that choose bes
 # What depends on the task: see --help for the meaning. Locomotion's are per chunk of 4 steps, Push-T's of 8.
 DEFAULTS = {
     "pusht": dict(envs=50, chunks=38, iters=60, batch=500, epochs=5, lr=3e-5, sigma=0.05, sigma_range=(0.02, 0.1),
-                  gamma=0.99, anchor=1.0, anchor_iters=30),
+                  gamma=0.99, anchor=1.0, anchor_iters=30, bonus=1.0),
     None: dict(envs=16, chunks=128, iters=200, batch=512, epochs=5, lr=1e-4, sigma=0.1, sigma_range=(0.05, 0.2),
-               gamma=0.99, anchor=1.0, anchor_iters=50),
+               gamma=0.99, anchor=1.0, anchor_iters=50, bonus=0.0),
 }
 
 
@@ -51,6 +51,7 @@ def parse():
     g.add_argument("--iters", type=int, help="iterations; by task")
     g.add_argument("--gamma", type=float, help="discount per chunk; by task")
     g.add_argument("--inner-gamma", type=float, default=1.0, help="discount per primitive step inside a chunk")
+    g.add_argument("--bonus", type=float, help="reward for ending an episode by success; by task")
     g.add_argument("--gae-lambda", type=float, default=0.95, help="lambda of GAE, per chunk")
     g.add_argument("--one-process", action="store_true", help="all simulators in this process")
     g = p.add_argument_group("update (Eqs. 15-17)")
@@ -266,7 +267,7 @@ def resolve(args):
     args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
     above_zero(args, "T_a", "sigma", "sigma_range", "envs", "chunks", "iters", "epochs", "batch", "lr", "lr_critic",
                "clip", "target_kl", "clip_grad", "anchor_iters", "threads", "save_every", "episodes", "calls")
-    for k in ("seed", "lr_final", "clip_value", "c_v", "c_e", "critic_warmup", "anchor", "anchor_final", "eval_every"):
+    for k in ("seed", "lr_final", "clip_value", "c_v", "c_e", "bonus", "critic_warmup", "anchor", "anchor_final", "eval_every"):
         if not 0 <= getattr(args, k) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
     if not all(0 <= x <= 1 for x in (args.gamma, args.inner_gamma, args.gae_lambda)):
@@ -295,7 +296,7 @@ def train(args):
         for opt, saved in zip(opts, state["opts"]):
             opt.load_state_dict(saved)
     sims = Simulators(task, policy, args.envs, workers=not args.one_process, seed=args.seed,
-                      inner_gamma=args.inner_gamma, state=state["episodes"])
+                      inner_gamma=args.inner_gamma, bonus=args.bonus, state=state["episodes"])
     scale = ReturnScale(args.envs, args.gamma, state["scale"])
     buffer, generator = make_buffer(policy, args.chunks, args.envs), torch.Generator(args.device)
     it, env_steps, minutes, best, out, flags = (*(state[k] for k in ("iteration", "env_steps", "minutes", "best")),

@@ -208,8 +208,8 @@ def chunk_reward(rewards, last, score, gamma):
 class Simulators:
     """N environments in mid-episode. Their start seeds and past chunks are what --resume needs to bring them back."""
 
-    def __init__(self, task, policy, n, *, workers, seed=0, inner_gamma=1.0, state=None):
-        self.how, self.inner_gamma, first = task.score, inner_gamma, TRAIN_SEED + 1_000_000 * seed
+    def __init__(self, task, policy, n, *, workers, seed=0, inner_gamma=1.0, bonus=0.0, state=None):
+        self.how, self.inner_gamma, self.bonus, first = task.score, inner_gamma, bonus, TRAIN_SEED + 1_000_000 * seed
         self.seeds, self.next, self.past = np.arange(first, first + n), first + n, [[] for _ in range(n)]
         self.score, self.last = np.zeros(n), np.full(n, np.nan)          # of the episode so far; the last reward
         if state:
@@ -227,12 +227,12 @@ class Simulators:
     def step(self, a):
         """Run chunks a (N, T_a, D_a), env units. Episodes that ended are reset: self.obs is what to act on next.
 
-        Returns reward (N,), ran (N, T_a), the true last observations, terminated, truncated, and the scores of the
+        bonus is what ending an episode by success pays. Returns reward (N,), ran (N, T_a), the true last observations, terminated, truncated, and the scores of the
         episodes that ended.
         """
         obs, _, terminated, truncated, info = self.env.step(a)
         rewards, ended = info["rewards"], terminated | truncated
-        reward = chunk_reward(rewards, self.last, self.how, self.inner_gamma)
+        reward = chunk_reward(rewards, self.last, self.how, self.inner_gamma) + self.bonus * (terminated & info["success"])
         self.score = (np.fmax(self.score, np.nanmax(rewards, 1)) if self.how == "max" else
                       self.score + np.nansum(rewards, 1))
         scores = self.score[ended]

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -230,26 +231,35 @@ def curves(run, path, panels, x="step"):
 
 
 def draw_scores(path, rows, x, lines):
-    """Score of each run over `x` ("step" or "minutes"), their mean, and dashed lines {label: score}."""
+    """Score of each run over `x` ("step" or "minutes"), the mean of each setting, dashed lines {label: score}.
+
+    Runs whose names differ only in a last seedN are seeds of one setting and share a colour.
+    """
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     fig, ax = plt.subplots(figsize=(6.5, 3.8), constrained_layout=True)
-    runs = list(dict.fromkeys(r["run"] for r in rows))
-    by_step = {}
-    for run in runs:
-        own = [r for r in rows if r["run"] == run]
-        ax.plot([r[x] for r in own], [r["score"] for r in own], lw=1, alpha=0.6, marker=".", label=run)
-        for r in own:
-            by_step.setdefault(r["step"], []).append(r)
-    means = [[sum(r[k] for r in group) / len(group) for k in (x, "score")]
-             for _, group in sorted(by_step.items()) if len(group) == len(runs)]
-    if len(runs) > 1 and means:
-        ax.plot(*zip(*means), color="black", lw=2, label="mean")
+    setting = lambda run: re.sub(r"[-_]?seed[-_]?\d+$", "", run) or run
+    for i, name in enumerate(dict.fromkeys(setting(r["run"]) for r in rows)):
+        runs = list(dict.fromkeys(r["run"] for r in rows if setting(r["run"]) == name))
+        by_step = {}
+        for run in runs:
+            own = [r for r in rows if r["run"] == run]
+            ax.plot([r[x] for r in own], [r["score"] for r in own], lw=1, color=f"C{i}", marker=".", ms=4,
+                    alpha=0.4 if len(runs) > 1 else 1, label=name if len(runs) == 1 else None)
+            for r in own:
+                by_step.setdefault(r.get("iteration", r["step"]), []).append(r)
+        means = [[sum(r[k] for r in group) / len(group) for k in (x, "score")]
+                 for _, group in sorted(by_step.items()) if len(group) == len(runs)]
+        if len(runs) > 1 and means:
+            ax.plot(*zip(*means), color=f"C{i}", lw=2, label=f"{name}, mean of {len(runs)}")
     for label, score in lines.items():
         ax.axhline(score, color="grey", ls="--", lw=0.8)
         ax.text(0, score, label, fontsize=8, va="bottom", color="grey")
-    ax.set(xlabel=x, ylabel="score", xlim=(0, None), ylim=(0, 1 if max(r["score"] for r in rows) <= 1 else None))
+    low, high = (f(r["score"] for r in rows) for f in (min, max))
+    ax.set(xlabel=x, ylabel="score", xlim=(0, None))
+    if high > 1 or low < 0.5:
+        ax.set_ylim(min(0, low), 1 if 0 <= low and high <= 1 else None)
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=120)
@@ -264,8 +274,8 @@ def main():
     p.add_argument("--x", choices=("step", "minutes"), default="step", help="horizontal axis: steps, or training minutes")
     p.add_argument("--line", nargs="*", default=[], metavar="LABEL=SCORE", help="dashed lines to compare with")
     args = p.parse_args()
-    keep = ("step", "minutes", "score", "score_low", "score_high", "success")
-    rows = [{"run": Path(out).name, **{k: r[k] for k in keep}} for out in args.runs for r in read_log(out) if "score" in r]
+    keep = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
+    rows = [{"run": Path(out).name, **{k: r[k] for k in keep if k in r}} for out in args.runs for r in read_log(out) if "score" in r]
     if not rows:
         raise BadInput(f"no scores in {', '.join(args.runs)}: give run folders, or train with --eval-every")
     try:
