@@ -113,7 +113,8 @@ def ppo(args):
                 command = [sys.executable, Path(__file__).with_name("dbpo_ppo.py"), "--init", Path(tmp) / "init.pt",
                            "--out", out, "--iters", 4, "--calls", calls, "--critic-warmup", 0, "--target-kl", 1e9,
                            "--lr", 1e-9, "--eval-every", 0, "--episodes", 1, "--device", args.device,
-                           *(["--threads", args.threads] if args.threads else []),
+                           *(x for k in ("envs", "chunks", "threads") if getattr(args, k)
+                             for x in (f"--{k}", getattr(args, k))),
                            *(["--one-process"] if args.one_process else [])]
                 p = subprocess.run([str(c) for c in command], capture_output=True, text=True)
                 if p.returncode:
@@ -139,6 +140,8 @@ def main():
     p = Parser(__doc__)
     p.add_argument("what", choices=("train", "infer", "ppo"))
     p.add_argument("--task", default="pusht", choices=list(TASKS), help="task (ppo)")
+    p.add_argument("--envs", type=int, help="simulators; dbpo_ppo.py's default if not given (ppo)")
+    p.add_argument("--chunks", type=int, help="chunk steps an iteration; likewise (ppo)")
     p.add_argument("--turns", type=int, default=2, help="runs of each kind, in turn (ppo)")
     p.add_argument("--one-process", action="store_true", help="all simulators in one process (ppo)")
     p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train, ppo)")
@@ -152,7 +155,7 @@ def main():
     p.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
     p.add_argument("--json", help="also write the figures here")
     args = p.parse_args()
-    above_zero(args, "n", "turns", "batch", "K", "temp", "threads")
+    above_zero(args, "n", "turns", "envs", "chunks", "batch", "K", "temp", "threads")
     check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -25,7 +25,7 @@ from policy import Policy
 from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, flags_of, fresh_folder, load_state,
                   save_torch)
 
-PAPER_DIMS, SMALL_DIMS = (512, 1024, 2048), (64, 128, 256)
+PAPER_DIMS, SMALL_DIMS, TINY_DIMS = (512, 1024, 2048), (64, 128, 256), (32, 64)
 LOG_EVERY = 50
 FREE_ON_RESUME = {"resume", "out", "data", "init", "device", "threads", "save_every", "eval_every", "episodes"}
 SNAPSHOT_STEPS = (0, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)    # moments shown in hypotheses.png
@@ -45,7 +45,7 @@ def parse():
     g.add_argument("--temp", type=float, nargs="+", default=[0.2], help="interaction scales tau, one or several")
     g.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (Eq. 11)")
     g.add_argument("--dims", nargs="+", default=["auto"], metavar="C",
-                   help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU; 64 128 256 on a CPU, 64 128 if "
+                   help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU; 64 128 256 on a CPU, 32 64 if "
                    "T_p < 8")
     g = p.add_argument_group("optimisation (Table VII)")
     g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU, if no length is given")
@@ -92,7 +92,7 @@ def resolve(args):
     check_device(args.device)
     gpu = torch.device(args.device).type != "cpu"
     if args.dims == ["auto"]:
-        args.dims = PAPER_DIMS if gpu else SMALL_DIMS if args.T_p >= 8 else SMALL_DIMS[:2]
+        args.dims = PAPER_DIMS if gpu else SMALL_DIMS if args.T_p >= 8 else TINY_DIMS
         print(f"--dims auto: {' '.join(map(str, args.dims))} "
               + ("(the paper's network)" if gpu else "(a small network, for a CPU; the paper's is 512 1024 2048)"))
     try:
@@ -216,7 +216,7 @@ def train(args):
     def score():
         result, _ = evaluate(ema_policy(), task, args.episodes)
         if not any(r["step"] == step and "score" in r for r in run.rows):          # a finished run, resumed
-            run.log(step, minutes=minutes, **{k: result[k] for k in ("score", "success", "seconds")},
+            run.log(step, minutes=minutes, **{k: result[k] for k in ("score", "success", "seconds") if k in result},
                     score_low=result["score_95"][0], score_high=result["score_95"][1])
         return result
 

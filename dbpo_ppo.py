@@ -29,10 +29,12 @@ FREE_ON_RESUME = {"resume", "out", "init", "device", "threads", "iters", "save_e
 CHOICE_SEED = 200_000      # first start seed of the evaluations that choose best.pt
 # What depends on the task: see --help for the meaning. Locomotion's are per chunk of 4 steps, Push-T's of 8.
 DEFAULTS = {
-    "pusht": dict(envs=50, chunks=38, iters=60, batch=500, epochs=5, lr=3e-5, sigma=0.05, sigma_range=(0.02, 0.1),
-                  gamma=0.99, anchor=1.0, anchor_iters=30, bonus=1.0),
-    None: dict(envs=16, chunks=128, iters=200, batch=512, epochs=5, lr=1e-4, sigma=0.1, sigma_range=(0.05, 0.2),
-               gamma=0.99, anchor=1.0, anchor_iters=50, bonus=0.0),
+    "pusht": dict(envs=50, chunks=38, iters=100, batch=475, epochs=4, lr=2e-5, sigma=0.05, sigma_range=(0.02, 0.1),
+                  gae_lambda=0.4, anchor=0.3, anchor_iters=50, bonus=1.0,
+                  shaping=1.0),
+    None: dict(envs=32, chunks=128, iters=200, batch=1024, epochs=4, lr=5e-5, sigma=0.1, sigma_range=(0.05, 0.2),
+               gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0,
+               shaping=0.0),
 }
 
 
@@ -49,10 +51,11 @@ def parse():
     g.add_argument("--envs", type=int, help="simulators N; by task")
     g.add_argument("--chunks", type=int, help="chunk steps S of each simulator an iteration; by task")
     g.add_argument("--iters", type=int, help="iterations; by task")
-    g.add_argument("--gamma", type=float, help="discount per chunk; by task")
+    g.add_argument("--gamma", type=float, default=0.99, help="discount per chunk")
     g.add_argument("--inner-gamma", type=float, default=1.0, help="discount per primitive step inside a chunk")
     g.add_argument("--bonus", type=float, help="reward for ending an episode by success; by task")
-    g.add_argument("--gae-lambda", type=float, default=0.95, help="lambda of GAE, per chunk")
+    g.add_argument("--shaping", type=float, help="weight of the task's potential in the reward; 0: none; by task")
+    g.add_argument("--gae-lambda", type=float, help="lambda of GAE, per chunk; by task")
     g.add_argument("--one-process", action="store_true", help="all simulators in this process")
     g = p.add_argument_group("update (Eqs. 15-17)")
     g.add_argument("--epochs", type=int, help="passes over the buffer an iteration; by task")
@@ -66,7 +69,7 @@ def parse():
     g.add_argument("--c-v", type=float, default=1.0, help="weight c_v of the value loss")
     g.add_argument("--c-e", type=float, default=0.0, help="weight c_e of the entropy")
     g.add_argument("--clip-grad", type=float, default=1.0, help="largest gradient norm, actor and critic each")
-    g.add_argument("--critic-warmup", type=int, default=2, help="first iterations, in which the actor does not move")
+    g.add_argument("--critic-warmup", type=int, default=4, help="first iterations, in which the actor does not move")
     g.add_argument("--per-dimension", action="store_true",
                    help="divide log-likelihoods by the number of coordinates, as the authors' release does; not exact")
     g.add_argument("--anchor", type=float, help="weight lambda of the anchor at first (Eq. 17); 0: none; by task")
@@ -267,11 +270,14 @@ def resolve(args):
     args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
     above_zero(args, "T_a", "sigma", "sigma_range", "envs", "chunks", "iters", "epochs", "batch", "lr", "lr_critic",
                "clip", "target_kl", "clip_grad", "anchor_iters", "threads", "save_every", "episodes", "calls")
-    for k in ("seed", "lr_final", "clip_value", "c_v", "c_e", "bonus", "critic_warmup", "anchor", "anchor_final", "eval_every"):
+    for k in ("seed", "lr_final", "clip_value", "c_v", "c_e", "bonus", "shaping", "critic_warmup", "anchor",
+              "anchor_final", "eval_every"):
         if not 0 <= getattr(args, k) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
     if not all(0 <= x <= 1 for x in (args.gamma, args.inner_gamma, args.gae_lambda)):
         raise BadInput("--gamma, --inner-gamma and --gae-lambda must lie in [0, 1]")
+    if args.shaping and not task.potential:
+        raise BadInput(f"--shaping: {task.name} has no potential in envs.py, leave it at 0")
     if not args.sigma_range[0] < args.sigma < args.sigma_range[1]:
         raise BadInput(f"--sigma {args.sigma} must lie inside --sigma-range {args.sigma_range}")
     args.sigma_range = list(args.sigma_range)
@@ -296,7 +302,8 @@ def train(args):
         for opt, saved in zip(opts, state["opts"]):
             opt.load_state_dict(saved)
     sims = Simulators(task, policy, args.envs, workers=not args.one_process, seed=args.seed,
-                      inner_gamma=args.inner_gamma, bonus=args.bonus, state=state["episodes"])
+                      inner_gamma=args.inner_gamma, bonus=args.bonus, shaping=args.shaping,
+                      gamma=args.gamma, state=state["episodes"])
     scale = ReturnScale(args.envs, args.gamma, state["scale"])
     buffer, generator = make_buffer(policy, args.chunks, args.envs), torch.Generator(args.device)
     it, env_steps, minutes, best, out, flags = (*(state[k] for k in ("iteration", "env_steps", "minutes", "best")),
@@ -314,8 +321,9 @@ def train(args):
         nonlocal best
         result = score(start_seed=CHOICE_SEED)
         if not any(r["step"] == env_steps and "score" in r for r in run.rows):
+            shown = {k: result[k] for k in ("score", "success", "seconds") if k in result}
             run.log(env_steps, minutes=minutes, iteration=it, score_low=result["score_95"][0],
-                    score_high=result["score_95"][1], **{k: result[k] for k in ("score", "success", "seconds")})
+                    score_high=result["score_95"][1], **shown)
         bar.write(f"iteration {it}, {env_steps} steps, {minutes:.1f} min: {line(result)}")
         if result["score"] > best:
             best = result["score"]

@@ -32,6 +32,17 @@ def pusht_obs(state):
     return np.concatenate([points.reshape(*state.shape[:-1], 18), state[..., :2]], -1).astype(np.float32)
 
 
+PUSHT_GOAL = pusht_obs([0, 0, 256, 256, np.pi / 4])[:18]
+
+
+def pusht_potential(obs):
+    """Minus the key points' mean distance from the goal, in units of 100 pixels: (..., 20) -> (...).
+
+    Unlike coverage it has a slope where the T does not touch its goal.
+    """
+    return -np.linalg.norm((obs[..., :18] - PUSHT_GOAL).reshape(*obs.shape[:-1], 9, 2), axis=-1).mean(-1) / 100
+
+
 def pusht_start(seed):
     """Diffusion Policy's start state for a seed: agent x, y, T x, y (pixels), angle (radians)."""
     rs = np.random.RandomState(seed)
@@ -91,13 +102,14 @@ class Task:
     score: str                     # how an episode's rewards become its score: "max" or "sum"
     data: tuple                    # file names looked for in each data folder, best first
     obs_from_state: Callable = None   # recorded states -> observations, where data holds states
+    potential: Callable = None     # observation -> number, for shaping the reward of Stage 2
     url: str = None                # official archive, for `python data.py download`
     minari: str = None             # the data set's name in Minari, likewise
 
 
 TASKS = {t.name: t for t in (
     Task("pusht", PushT, obs_dim=20, D_a=2, T_o=2, T_p=16, T_a=8, steps=300, score="max",
-         data=("pusht_cchi_v7_replay.zarr", "pusht.npz"), obs_from_state=pusht_obs,
+         data=("pusht_cchi_v7_replay.zarr", "pusht.npz"), obs_from_state=pusht_obs, potential=pusht_potential,
          url="https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"),
     *(Task(name, partial(gym.make, env_id), obs_dim=obs_dim, D_a=D_a, T_o=1, T_p=4, T_a=4, steps=1000, score="sum",
            data=(f"mujoco/{name}/medium-v0", f"{name}-medium"), minari=f"mujoco/{name}/medium-v0")
@@ -208,8 +220,12 @@ def chunk_reward(rewards, last, score, gamma):
 class Simulators:
     """N environments in mid-episode. Their start seeds and past chunks are what --resume needs to bring them back."""
 
-    def __init__(self, task, policy, n, *, workers, seed=0, inner_gamma=1.0, bonus=0.0, state=None):
+    def __init__(self, task, policy, n, *, workers, seed=0, inner_gamma=1.0, bonus=0.0, shaping=0.0, gamma=1.0,
+                 state=None):
+        """bonus: paid for ending an episode by success. shaping: weight of gamma phi(o') - phi(o), phi the task's
+        potential, which leaves the best policy the best (Ng, Harada and Russell, 1999)."""
         self.how, self.inner_gamma, self.bonus, first = task.score, inner_gamma, bonus, TRAIN_SEED + 1_000_000 * seed
+        self.gamma, self.phi = gamma, (lambda obs: shaping * task.potential(obs[:, -1])) if shaping else None
         self.seeds, self.next, self.past = np.arange(first, first + n), first + n, [[] for _ in range(n)]
         self.score, self.last = np.zeros(n), np.full(n, np.nan)          # of the episode so far; the last reward
         if state:
@@ -227,12 +243,15 @@ class Simulators:
     def step(self, a):
         """Run chunks a (N, T_a, D_a), env units. Episodes that ended are reset: self.obs is what to act on next.
 
-        bonus is what ending an episode by success pays. Returns reward (N,), ran (N, T_a), the true last observations, terminated, truncated, and the scores of the
+        Returns reward (N,), ran (N, T_a), the true last observations, terminated, truncated, and the scores of the
         episodes that ended.
         """
         obs, _, terminated, truncated, info = self.env.step(a)
         rewards, ended = info["rewards"], terminated | truncated
-        reward = chunk_reward(rewards, self.last, self.how, self.inner_gamma) + self.bonus * (terminated & info["success"])
+        reward = chunk_reward(rewards, self.last, self.how, self.inner_gamma)
+        reward += self.bonus * (terminated & info["success"])
+        if self.phi:
+            reward += self.gamma * self.phi(obs) - self.phi(self.obs)
         self.score = (np.fmax(self.score, np.nanmax(rewards, 1)) if self.how == "max" else
                       self.score + np.nansum(rewards, 1))
         scores = self.score[ended]

@@ -76,18 +76,20 @@ def evaluate(policy, task, episodes=50, *, start_seed=START_SEED, **kw):
     t0 = time.perf_counter()
     r = rollout(policy, task, range(start_seed, start_seed + episodes), **kw)
     scores = r.scores(task.score)
-    return {"score": scores.mean().item(), "score_95": bootstrap(scores),
-            "success": r.success.mean().item(), "success_95": bootstrap(r.success.astype(float)),
+    success = {"success": r.success.mean().item(), "success_95": bootstrap(r.success.astype(float))}
+    return {"score": scores.mean().item(), "score_95": bootstrap(scores), **(success if task.score == "max" else {}),
             "episodes": episodes, "seconds": time.perf_counter() - t0, "simulator_s": r.sim_s,
             "network_s": r.net_s.sum().item(), "network_ms": 1e3 * np.median(r.net_s).item(),
             "scores": scores.round(4).tolist()}, r
 
 
 def line(result):
-    """One line for people."""
-    return ("score {score:.3f} [{score_95[0]:.3f}, {score_95[1]:.3f}]  success {success:.2f} [{success_95[0]:.2f}, "
-            "{success_95[1]:.2f}]  {episodes} episodes in {seconds:.1f} s (network {network_s:.1f} s, {network_ms:.1f} "
-            "ms a call for all)").format(**result)
+    """One line for people. Where the score is a return there is no success."""
+    d = 3 if "success" in result else 0
+    show = lambda name, d: f"{name} {result[name]:.{d}f} [{result[name + '_95'][0]:.{d}f}, {result[name + '_95'][1]:.{d}f}]  "
+    return (show("score", d) + (show("success", 2) if "success" in result else "")
+            + "{episodes} episodes in {seconds:.1f} s (network {network_s:.1f} s, {network_ms:.1f} ms a call for all)"
+            .format(**result))
 
 
 def save_gif(path, frames, every=4, columns=4, size=160):
@@ -135,7 +137,8 @@ def main():
     if args.video:
         save_gif(args.video, r.frames)
     if args.json:
-        atomic(args.json, lambda f: f.write(json.dumps({"ckpt": args.ckpt, "seed": args.seed, "start_seed": args.start_seed, **result}).encode()))
+        about = {"ckpt": args.ckpt, "seed": args.seed, "start_seed": args.start_seed}
+        atomic(args.json, lambda f: f.write(json.dumps({**about, **result}).encode()))
 
 
 if __name__ == "__main__":

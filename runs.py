@@ -275,7 +275,8 @@ def main():
     p.add_argument("--line", nargs="*", default=[], metavar="LABEL=SCORE", help="dashed lines to compare with")
     args = p.parse_args()
     keep = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
-    rows = [{"run": Path(out).name, **{k: r[k] for k in keep if k in r}} for out in args.runs for r in read_log(out) if "score" in r]
+    rows = [{"run": Path(out).name, **{k: r[k] for k in keep if k in r}}
+            for out in args.runs for r in read_log(out) if "score" in r]
     if not rows:
         raise BadInput(f"no scores in {', '.join(args.runs)}: give run folders, or train with --eval-every")
     try:

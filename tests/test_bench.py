@@ -7,6 +7,7 @@ from argparse import Namespace
 import pytest
 
 import bench
+from conftest import cli as cli_run
 from runs import cli
 
 
@@ -55,3 +56,16 @@ def test_bad_n(monkeypatch, capsys):
     with pytest.raises(SystemExit) as e:
         cli(bench.main)
     assert e.value.code == 2 and capsys.readouterr().err == "error: --n must be above 0, not 0\n"
+
+
+def test_ppo(tmp_path):
+    """The real trainer is timed, with one generator call a sample and with two."""
+    code, out, err = cli_run("bench.py", "ppo", "--task", "hopper", "--dims", 8, 16, "--envs", 2, "--chunks", 4, "--turns", 1,
+                                "--one-process", "--device", "cpu", "--threads", 1)
+    assert code == 0, err
+    r = json.loads(out)
+    assert (r["envs"], r["chunks"]) == (2, 4)
+    for calls in ("one_call", "two_calls"):
+        shares = [r[calls][f"share_{k}"] for k in ("simulator", "network", "update")]
+        assert min(shares) > 0 and sum(shares) == pytest.approx(1, abs=0.01) and r[calls]["update_samples_per_s"] > 0
+    assert r["iteration_ratio"] > 0

@@ -283,6 +283,48 @@ def test_chunk_reward():
     assert chunk_reward(rewards, np.array([0.5, 1.]), "max", 0.5).tolist() == [0.5 + 0.5 + 0.5, 2.]
 
 
+def test_bonus_is_paid_for_success_alone():
+    """Ends by success pay the bonus once; a failure and the time limit do not."""
+    class Ends(Line):
+        def step(self, action):
+            obs, reward, terminated, truncated, _ = super().step(action)
+            return obs, 0., terminated, truncated, {"is_success": terminated and self.first == 30}
+
+    task = replace(LINE, env=lambda: Ends(3))
+    sims = Simulators(task, make_policy(LINE, dims=(8,)), 1, workers=False, bonus=2.)
+    rewards = [sims.step(np.zeros((1, 2, 1), np.float32))[0].item() for _ in range(4)]
+    assert rewards == [0, 0, 0, 0] and sims.seeds.tolist() == [2_000_002]
+    sims = Simulators(task, make_policy(LINE, dims=(8,)), 1, workers=False, bonus=2., state={
+        "seeds": torch.tensor([13]), "next": 24, "past": [torch.zeros(0)], "score": torch.zeros(1), "last": torch.zeros(1)})
+    assert [sims.step(np.zeros((1, 2, 1), np.float32))[0].item() for _ in range(4)] == [0, 2, 0, 0]
+
+
+def test_shaping_telescopes():
+    """Over an episode that is not discounted, shaping adds the potential's difference between end and start."""
+    task, rng = replace(PUSHT, steps=24), np.random.default_rng(0)
+    pay = {}
+    for shaping in (0., 2.):
+        sims = Simulators(task, make_policy(), 3, workers=False, shaping=shaping, gamma=1.)
+        start, rng = sims.obs, np.random.default_rng(0)
+        rewards = []
+        for _ in range(3):
+            r, _, last, *_ = sims.step(rng.uniform(0, 512, (3, 8, 2)).astype(np.float32))
+            rewards.append(r)
+        pay[shaping] = sum(rewards)
+    gain = envs.pusht_potential(last[:, -1]) - envs.pusht_potential(start[:, -1])
+    np.testing.assert_allclose(pay[2.] - pay[0.], 2 * gain, atol=1e-6)
+    assert np.abs(gain).max() > 0.01
+
+
+def test_pusht_potential():
+    goal = envs.pusht_obs([0, 0, 256, 256, np.pi / 4])
+    env = envs.PushT()
+    env.reset(seed=0)
+    env.set_state(np.array([50, 50, 256, 256, np.pi / 4]))
+    assert envs.pusht_potential(goal) == 0 and env.step(np.array([50., 50.]))[1] == 1          # full coverage there
+    assert envs.pusht_potential(envs.pusht_obs([9, 9, 256 + 30, 256 - 40, np.pi / 4])) == pytest.approx(-0.5, abs=1e-5)
+
+
 def test_return_scale():
     """The running standard deviation is that of all discounted returns seen, cut at ends."""
     rng, scale, seen, running = np.random.default_rng(0), ReturnScale(3, 0.9), [], np.zeros(3)
@@ -473,6 +515,7 @@ def test_workers_give_the_same_run(init, tmp_path):
     (["--anchor", -1], "--anchor must not be below 0"),
     (["--anchor-final", "inf"], "--anchor-final must not be below 0"),
     (["--init", "none.pt"], "none.pt: no such file"),
+    (["--bonus", -1], "--bonus must not be below 0"),
     (["--nonsense"], "--nonsense"),
     (["--resume"], "state.pt: no such file"),
     (["--device", "cuda:9"], "--device cuda:9 cannot be used here"),
@@ -483,6 +526,13 @@ def test_bad_input(init, tmp_path, flags, message, capsys):
     err = capsys.readouterr().err.strip()
     assert e.value.code == 2 and message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "r" / "state.pt").exists()
+
+
+def test_no_potential_no_shaping(tmp_path, capsys):
+    make_policy(TASKS["hopper"]).save(tmp_path / "hopper.pt")
+    with pytest.raises(SystemExit) as e:
+        ppo("--init", tmp_path / "hopper.pt", "--shaping", 1)
+    assert e.value.code == 2 and "hopper has no potential" in capsys.readouterr().err
 
 
 def test_no_init(capsys):

@@ -353,3 +353,20 @@ def test_interrupted_episode_goes_on(task):
         assert r == r2
     whole.close()
     other.close()
+
+
+@pytest.mark.parametrize("name, low, high", [("hopper", 1300, 1400), ("walker2d", 1650, 1800)])
+def test_shipped_locomotion_demonstrations(name, low, high):
+    """demos/: their mean return is what the README says, and an episode replays from its seed, step for step."""
+    import h5py
+    with h5py.File(ROOT / "demos" / f"{name}-medium" / "data" / "main_data.hdf5") as f, TASKS[name].env() as env:
+        returns = [f[e]["rewards"][:].sum() for e in f]
+        assert len(returns) >= 50 and low < np.mean(returns) < high
+        e = f["episode_3"]
+        obs, _ = env.reset(seed=int(e.attrs["seed"]))
+        seen = [obs]
+        for a in e["actions"][:]:
+            obs, _, terminated, truncated, _ = env.step(a)
+            seen.append(obs)
+        np.testing.assert_allclose(np.array(seen), e["observations"][:], atol=1e-4)
+        assert (terminated, truncated) == (e["terminations"][-1], e["truncations"][-1])
