@@ -25,7 +25,7 @@ from policy import Policy
 from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, flags_of, fresh_folder, load_state,
                   save_torch)
 
-PAPER_DIMS, SMALL_DIMS, TINY_DIMS = (512, 1024, 2048), (64, 128, 256), (32, 64)
+PAPER_DIMS, SMALL_DIMS, TINY_DIMS = (512, 1024, 2048), (64, 128, 256), (64, 128)
 LOG_EVERY = 50
 FREE_ON_RESUME = {"resume", "out", "data", "init", "device", "threads", "save_every", "eval_every", "episodes"}
 SNAPSHOT_STEPS = (0, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)    # moments shown in hypotheses.png
@@ -45,7 +45,7 @@ def parse():
     g.add_argument("--temp", type=float, nargs="+", default=[0.2], help="interaction scales tau, one or several")
     g.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (Eq. 11)")
     g.add_argument("--dims", nargs="+", default=["auto"], metavar="C",
-                   help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU; 64 128 256 on a CPU, 32 64 if "
+                   help="U-Net channels per level; auto: 512 1024 2048 (the paper's) on a GPU; 64 128 256 on a CPU, 64 128 if "
                    "T_p < 8")
     g = p.add_argument_group("optimisation (Table VII)")
     g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU, if no length is given")

@@ -32,7 +32,7 @@ DEFAULTS = {
     "pusht": dict(envs=50, chunks=38, iters=100, batch=475, epochs=4, lr=2e-5, sigma=0.05, sigma_range=(0.02, 0.1),
                   gae_lambda=0.4, anchor=0.3, anchor_iters=50, bonus=1.0,
                   shaping=1.0),
-    None: dict(envs=32, chunks=128, iters=200, batch=1024, epochs=4, lr=5e-5, sigma=0.1, sigma_range=(0.05, 0.2),
+    None: dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=5e-5, sigma=0.1, sigma_range=(0.05, 0.2),
                gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0,
                shaping=0.0),
 }
@@ -373,6 +373,8 @@ def train(args):
     bar.close()
     sims.env.close()
     result = score()
+    if not any("final_score" in r for r in run.rows):
+        run.log(env_steps, **{f"final_{k}": result[k] for k in ("score", "success") if k in result})
     run.close()
     curves(run, out / "curves.png", [
         ("score, evaluation", ["score"], "linear"), ("score, training episodes", ["return"], "linear"),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr")
+PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr", "h5py")
 
 
 class BadInput(ValueError):
