@@ -41,7 +41,7 @@ DEFAULTS = {
 def parse():
     p = Parser(__doc__)
     g = p.add_argument_group("policy")
-    g.add_argument("--init", help="Stage-1 (or Stage-2) checkpoint to improve; needed unless --resume")
+    g.add_argument("--init", help="Stage-1 (or Stage-2) checkpoint to improve; --resume with --out needs none")
     g.add_argument("--task", help="refuse a checkpoint of any other task")
     g.add_argument("--T-p", type=int, help="refuse a checkpoint with any other horizon T_p")
     g.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
@@ -255,6 +255,8 @@ def update(actor, critic, opts, buffer, args, anchor, generator, move_actor):
 def resolve(args):
     """Load the policy, fill the flags whose default depends on its task, check the rest. Returns policy and task."""
     check_device(args.device)
+    if args.resume and args.out and not args.init:
+        args.init = str(Path(args.out) / "ckpt.pt")
     if not args.init:
         raise BadInput("--init is missing: give the ckpt.pt of a Stage-1 run")
     policy, _ = Policy.load(args.init, args.device, task=args.task)

@@ -92,7 +92,7 @@ class Policy(nn.Module):
         """Execute T_a steps of each chunk from now on. Raises BadInput if Eq. 23 forbids it."""
         if T_a < 1 or self.T_o - 1 + T_a > self.T_p:
             raise BadInput(f"T_a {T_a} with T_o {self.T_o}, T_p {self.T_p} breaks 1 <= T_a <= T_p - T_o + 1 (Eq. 23)")
-        self.T_a = T_a
+        self.T_a = self.shape["T_a"] = T_a
 
     def executed(self, chunk):
         """Eq. 22: the slice that runs, (B, T_p, ...) -> (B, T_a, ...)."""

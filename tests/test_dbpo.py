@@ -18,7 +18,7 @@ from torch.distributions import Independent, Normal
 import dbpo_ppo
 import envs
 import runs
-from conftest import ROOT, cli
+from conftest import ROOT, cli, write_demos
 from dbpo_ppo import Actor, Critic, ReturnScale, actor_loss, collect, critic_loss, gae, make_buffer, update
 from drift import chunk_loss
 from envs import TASKS, Simulators, Task, chunk_reward
@@ -466,7 +466,7 @@ def test_killed_and_resumed(tmp_path, name):
     p.wait()
     at = load_torch(tmp_path / "cut" / "state.pt")
     assert 1 <= at["iteration"] < 6
-    code, _, err = cli("dbpo_ppo.py", *flags, "--out", tmp_path / "cut", "--resume")
+    code, _, err = cli("dbpo_ppo.py", *flags[2:], "--out", tmp_path / "cut", "--resume")     # --init is not needed
     assert code == 0, err
     whole, cut = (load_torch(tmp_path / n / "state.pt") for n in ("whole", "cut"))
     for state in (whole, cut):
@@ -493,9 +493,23 @@ def test_run_folder(init, tmp_path, capsys):
     training = [r for r in rows if "explained" in r]
     assert [r["step"] for r in training] == [96, 192, 288] and "kl" not in training[0] and training[1]["off"] < 1e-4
     assert training[1]["lambda"] < training[0]["lambda"] and training[2]["lr"] < training[0]["lr"]
+    assert "final_score" in rows[-1]
     ppo("--init", tmp_path / "r" / "ckpt.pt", "--out", tmp_path / "again", "--iters", 1, *SMALL)
+    for name in ("ckpt.pt", "best.pt"):                                        # and every other script takes it
+        code, out, err = cli("evaluate.py", tmp_path / "r" / name, "--episodes", 1, "--task", "pusht", "--one-process")
+        assert code == 0 and out.startswith("score"), err
+    code, _, err = cli("dbp_train.py", "--init", tmp_path / "r" / "ckpt.pt", "--data", write_demos(tmp_path / "demos.npz"),
+                       "--dims", 8, 16, "--steps", 1, "--batch", 4, "--episodes", 1, "--device", "cpu", "--out",
+                       tmp_path / "back")
+    assert code == 0, err
     ppo("--init", init, "--out", tmp_path / "quiet", "--iters", 3, *SMALL, "--eval-every", 0)
     same(*(Policy.load(tmp_path / n / "ckpt.pt")[0].state_dict() for n in ("r", "quiet")))
+
+
+def test_executed_steps_are_remembered(init, tmp_path):
+    """A policy improved with another T_a acts with that T_a ever after."""
+    ppo("--init", init, "--out", tmp_path / "r", "--iters", 1, "--T-a", 4, *SMALL)
+    assert Policy.load(tmp_path / "r" / "ckpt.pt")[0].T_a == 4
 
 
 def test_workers_give_the_same_run(init, tmp_path):
