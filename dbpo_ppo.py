@@ -26,6 +26,7 @@ from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, 
 
 FREE_ON_RESUME = {"resume", "out", "init", "device", "threads", "iters", "save_every", "eval_every", "episodes",
                   "one_process"}
+RAMP = 5                   # iterations in which the actor's learning rate rises to --lr
 CHOICE_SEED = 200_000      # first start seed of the evaluations that choose best.pt
 # What depends on the task: see --help for the meaning. Locomotion's are per chunk of 4 steps, Push-T's of 8.
 DEFAULTS = {
@@ -352,8 +353,10 @@ def train(args):
         part = min(it / args.anchor_iters, 1.0)
         anchor = args.anchor + part * (args.anchor_final - args.anchor)
         factor = args.lr_final + (1 - args.lr_final) * 0.5 * (1 + math.cos(math.pi * it / args.iters))
-        for opt, lr in zip(opts, (args.lr_critic, args.lr)):
-            opt.param_groups[0]["lr"] = lr * factor
+        ramp = min(max(it - args.critic_warmup + 1, 0) / RAMP, 1.0)             # Adam's first steps are full-sized
+        lr_critic, lr = args.lr_critic * factor, args.lr * factor * ramp
+        for opt, rate in zip(opts, (lr_critic, lr)):
+            opt.param_groups[0]["lr"] = rate
         scores, sim_s = collect(actor, critic, frozen if anchor else None, sims, buffer, generator, args.batch)
         std = scale.update(buffer["reward"].cpu().numpy(), buffer["ended"].cpu().numpy())
         buffer["reward"] /= std
@@ -366,7 +369,7 @@ def train(args):
         seconds = time.perf_counter() - clock
         it, env_steps, minutes = it + 1, env_steps + int(buffer["ran"].sum()), minutes + seconds / 60
         now = {"minutes": minutes, "iteration": it, "explained": explained.item(), "reward_scale": std, "lambda": anchor,
-               "lr": args.lr * factor, "sim_s": sim_s, "rollout_s": rollout_s, "update_s": seconds - rollout_s,
+               "lr": lr, "sim_s": sim_s, "rollout_s": rollout_s, "update_s": seconds - rollout_s,
                "steps_per_s": buffer["ran"].sum().item() / seconds, **figures}
         if scores:
             now["return"] = float(np.mean(scores))

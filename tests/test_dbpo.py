@@ -429,8 +429,8 @@ def test_bandit_with_two_modes(tmp_path, monkeypatch):
     assert 0.25 < (drawn > 0.25).float().mean() < 0.75 and (drawn < -0.25).float().mean() > 0.25     # two modes
     policy.save(tmp_path / "ckpt.pt")
     before = evaluate(policy, BANDIT, 200, workers=False)[0]["score"]
-    ppo("--init", tmp_path / "ckpt.pt", "--out", tmp_path / "r", "--envs", 32, "--chunks", 16, "--iters", 30, "--batch",
-        128, "--lr", 1e-3, "--sigma", 0.1, "--anchor", 0.01, "--eval-every", 0, "--episodes", 20, "--target-kl", 0.2)
+    ppo("--init", tmp_path / "ckpt.pt", "--out", tmp_path / "r", "--envs", 32, "--chunks", 16, "--iters", 40, "--batch",
+        128, "--lr", 2e-3, "--sigma", 0.1, "--anchor", 0.01, "--eval-every", 0, "--episodes", 20, "--target-kl", 0.2)
     after, _ = Policy.load(tmp_path / "r" / "ckpt.pt")
     score = evaluate(after, BANDIT, 200, workers=False)[0]["score"]
     assert score > before + 0.15 and score > 0.85, (before, score)
@@ -507,7 +507,7 @@ def test_run_folder(init, tmp_path, capsys):
     assert [r["iteration"] for r in rows if "score" in r] == [0, 2]
     training = [r for r in rows if "explained" in r]
     assert [r["step"] for r in training] == [96, 192, 288] and "kl" not in training[0] and training[1]["off"] < 1e-4
-    assert training[1]["lambda"] < training[0]["lambda"] and training[2]["lr"] < training[0]["lr"]
+    assert training[1]["lambda"] < training[0]["lambda"] and [r["lr"] > 0 for r in training] == [False, True, True]
     assert "final_score" in rows[-1]
     ppo("--init", tmp_path / "r" / "ckpt.pt", "--out", tmp_path / "again", "--iters", 1, *SMALL)
     for name in ("ckpt.pt", "best.pt"):                                        # and every other script takes it
