@@ -31,7 +31,7 @@ CHOICE_SEED = 200_000      # first start seed of the evaluations that choose bes
 # What depends on the task: see --help for the meaning. Locomotion's are per chunk of 4 steps, Push-T's of 8.
 DEFAULTS = {
     "pusht": dict(envs=100, chunks=38, iters=110, batch=950, epochs=2, lr=3e-5, sigma=0.05, sigma_range=(0.02, 0.1),
-                  gae_lambda=0.4, anchor=0.3, anchor_iters=50, bonus=1.0, shaping=0.2),
+                  gae_lambda=0.4, anchor=0.3, anchor_iters=50, bonus=1.0, shaping=1.0),
     None: dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=5e-5, sigma=0.1, sigma_range=(0.05, 0.2),
                gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0, shaping=0.0),
 }
@@ -90,29 +90,23 @@ def parse():
 # ---- roll-out ------------------------------------------------------------------------------------------------------
 
 class Critic(nn.Module):
-    """V(o) on the normalised observations, with weights of its own: (B, T_o, obs_dim), score so far (B,) -> (B,).
+    """V(o) on the normalised observations, with weights of its own: (B, T_o, obs_dim) -> (B,)."""
 
-    Where the score is the highest reward reached, what is still to gain depends on the score so far; elsewhere that
-    input is left out.
-    """
-
-    def __init__(self, policy, sees_score, width=256):
+    def __init__(self, policy, width=256):
         super().__init__()
-        self.norm, self.sees_score = copy.deepcopy(policy.norm_obs), sees_score
-        C = policy.T_o * policy.obs_dim + self.sees_score
+        self.norm, C = copy.deepcopy(policy.norm_obs), policy.T_o * policy.obs_dim
         self.net = nn.Sequential(nn.Linear(C, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
         self.to(policy.device)
 
-    def forward(self, obs, score):
-        x = self.norm(obs).flatten(1)
-        return self.net(torch.cat([x, score[:, None]], 1) if self.sees_score else x).squeeze(-1)
+    def forward(self, obs):
+        return self.net(self.norm(obs).flatten(1)).squeeze(-1)
 
 
 def make_buffer(policy, S, N):
     """The roll-out's tensors, float32, each number once; time first (S, N, ...)."""
     sizes = {"obs": (policy.T_o, policy.obs_dim), "z": (policy.T_p, policy.D_a), "a": (policy.T_a, policy.D_a),
-             "ran": (policy.T_a,), "anchor": (policy.T_p, policy.D_a), "log_prob": (), "score": (), "reward": (),
-             "next_value": (), "ended": ()}
+             "ran": (policy.T_a,), "anchor": (policy.T_p, policy.D_a), "log_prob": (), "reward": (), "next_value": (),
+             "ended": ()}
     return {k: torch.zeros(S, N, *size, device=policy.device) for k, size in sizes.items()}
 
 
@@ -128,7 +122,7 @@ def collect(actor, critic, frozen, sims, buffer, generator, piece):
     low, high = sims.env.single_action_space.low, sims.env.single_action_space.high
     to = lambda x: torch.as_tensor(x, dtype=torch.float32, device=device)
     for t in range(len(buffer["obs"])):
-        obs, score_before = to(sims.obs), to(sims.score)
+        obs = to(sims.obs)
         z = policy.latent(len(obs), generator=generator)
         mu, log_sigma = actor(obs, z)
         mu = policy.executed(mu)
@@ -136,22 +130,21 @@ def collect(actor, critic, frozen, sims, buffer, generator, piece):
         a = mu + log_sigma.exp() * noise
         chunk = np.clip(policy.norm_action.inverse(a).cpu().numpy(), low, high)
         t0 = time.perf_counter()
-        reward, ran, last_obs, terminated, truncated, score = sims.step(chunk)
+        reward, ran, last_obs, terminated, truncated, ended_scores = sims.step(chunk)
         sim_s += time.perf_counter() - t0
         ran = to(ran)
         row = {"obs": obs, "z": z, "a": a, "ran": ran, "log_prob": log_prob(a, mu, log_sigma, ran),
-               "score": score_before, "reward": to(reward), "ended": to(terminated | truncated)}
+               "reward": to(reward), "ended": to(terminated | truncated)}
         for k, v in row.items():
             buffer[k][t] = v
-        scores.extend(score[terminated | truncated])
-        true_last += [(t, n, last_obs[n], score[n]) for n in np.flatnonzero(truncated & ~terminated)]
-    pairs = zip(*(buffer[k].flatten(0, 1).split(piece) for k in ("obs", "score")))
-    buffer["value"] = torch.cat([critic(o, s) for o, s in pairs]).view_as(buffer["reward"])
-    after = critic(to(sims.obs), to(sims.score))
-    buffer["next_value"] = torch.cat([buffer["value"][1:], after[None]]) * (1 - buffer["ended"])
+        scores.extend(ended_scores)
+        cut = np.flatnonzero(truncated & ~terminated)
+        true_last += [(t, n, last_obs[n]) for n in cut]
+    buffer["value"] = torch.cat([critic(o) for o in buffer["obs"].flatten(0, 1).split(piece)]).view_as(buffer["reward"])
+    buffer["next_value"] = torch.cat([buffer["value"][1:], critic(to(sims.obs))[None]]) * (1 - buffer["ended"])
     if true_last:
-        t, n, o, s = zip(*true_last)
-        buffer["next_value"][list(t), list(n)] = critic(to(np.stack(o)), to(np.stack(s)))
+        t, n, o = zip(*true_last)
+        buffer["next_value"][list(t), list(n)] = critic(to(np.stack(o)))
     if frozen is not None:
         pairs = zip(*(buffer[k].flatten(0, 1).split(piece) for k in ("obs", "z")))
         buffer["anchor"].flatten(0, 1).copy_(torch.cat([frozen(o, z) for o, z in pairs]))
@@ -219,7 +212,7 @@ def actor_loss(actor, b, args, anchor):
 
 def critic_loss(critic, b, args):
     """1/2 (V - R)^2 (Eq. 52), its change clipped by flag."""
-    value = critic(b["obs"], b["score"])
+    value = critic(b["obs"])
     loss = (value - b["return"]).square()
     if args.clip_value:
         near = b["value"] + (value - b["value"]).clamp(-args.clip_value, args.clip_value)
@@ -299,7 +292,7 @@ def train(args):
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     frozen = copy.deepcopy(policy).requires_grad_(False)                      # theta_0 of Eq. 16
-    actor, critic = Actor(policy, args.sigma, args.sigma_range, args.calls), Critic(policy, task.score == "max")
+    actor, critic = Actor(policy, args.sigma, args.sigma_range, args.calls), Critic(policy)
     opts = [torch.optim.Adam(m.parameters(), eps=1e-5, fused=True) for m in (critic, actor)]
     modules = {"actor": actor, "critic": critic, "frozen": frozen}
     state = {"iteration": 0, "env_steps": 0, "minutes": 0.0, "best": -math.inf, "episodes": None, "scale": None}

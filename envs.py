@@ -205,15 +205,15 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
     return vector([make(i) for i in range(n)], autoreset_mode=AutoresetMode.DISABLED)
 
 
-def chunk_reward(rewards, best, score, gamma):
+def chunk_reward(rewards, last, score, gamma):
     """Reward of a chunk from its primitive rewards (N, T_a), NaN after an episode's end -> (N,).
 
-    Where the score is a sum, their sum. Where it is the highest reward reached, what they add to the highest so far,
-    best (N,), 0 at an episode's start. Either way an episode's rewards sum to its score. gamma discounts inside the
-    chunk.
+    Where the score is a sum, their sum. Where it is the highest reward reached, the reward's gain since the last
+    step of the chunk before, last (N,), NaN at an episode's start: the gains add up to the coverage at the end, and
+    ending an episode by success costs nothing. gamma discounts inside the chunk.
     """
     if score == "max":
-        rewards = np.diff(np.fmax.accumulate(np.column_stack([best, rewards]), axis=1), axis=1)
+        rewards = np.diff(rewards, prepend=last[:, None])
     return np.nansum(rewards * gamma ** np.arange(rewards.shape[1]), axis=1)
 
 
@@ -227,9 +227,9 @@ class Simulators:
         self.how, self.inner_gamma, self.bonus, first = task.score, inner_gamma, bonus, TRAIN_SEED + 1_000_000 * seed
         self.gamma, self.phi = gamma, (lambda obs: shaping * task.potential(obs[:, -1])) if shaping else None
         self.seeds, self.next, self.past = np.arange(first, first + n), first + n, [[] for _ in range(n)]
-        self.score = np.zeros(n)                                         # of the episode so far
+        self.score, self.last = np.zeros(n), np.full(n, np.nan)          # of the episode so far; the last reward
         if state:
-            self.seeds, self.score = (state[k].numpy() for k in ("seeds", "score"))
+            self.seeds, self.score, self.last = (state[k].numpy() for k in ("seeds", "score", "last"))
             self.next, self.past = state["next"], [list(p.numpy()) for p in state["past"]]
         self.env = make_vec(task, n, T_o=policy.T_o, T_a=policy.T_a, workers=workers, hold=False)
         past = dict(zip(self.seeds.tolist(), self.past))
@@ -237,27 +237,29 @@ class Simulators:
 
     def state(self):
         """Plain tensors for state.pt."""
-        return {**{k: torch.from_numpy(getattr(self, k).copy()) for k in ("seeds", "score")}, "next": self.next,
+        return {**{k: torch.from_numpy(getattr(self, k).copy()) for k in ("seeds", "score", "last")}, "next": self.next,
                 "past": [torch.from_numpy(np.array(p, np.float32)) for p in self.past]}
 
     def step(self, a):
         """Run chunks a (N, T_a, D_a), env units. Episodes that ended are reset: self.obs is what to act on next.
 
-        Returns reward (N,), ran (N, T_a), the true last observations, terminated, truncated, and the episodes' scores
-        so far, (N,); self.score has those that ended set to 0.
+        Returns reward (N,), ran (N, T_a), the true last observations, terminated, truncated, and the scores of the
+        episodes that ended.
         """
         obs, _, terminated, truncated, info = self.env.step(a)
         rewards, ended = info["rewards"], terminated | truncated
-        reward = chunk_reward(rewards, self.score, self.how, self.inner_gamma)
+        reward = chunk_reward(rewards, self.last, self.how, self.inner_gamma)
         reward += self.bonus * (terminated & info["success"])
         if self.phi:
             reward += self.gamma * self.phi(obs) - self.phi(self.obs)
-        score = np.fmax(self.score, np.nanmax(rewards, 1)) if self.how == "max" else self.score + np.nansum(rewards, 1)
-        self.score = np.where(ended, 0.0, score)
+        self.score = (np.fmax(self.score, np.nanmax(rewards, 1)) if self.how == "max" else
+                      self.score + np.nansum(rewards, 1))
+        scores = self.score[ended]
+        self.score, self.last = np.where(ended, 0.0, self.score), np.where(ended, np.nan, rewards[:, -1])
         self.past = [[] if over else past + [chunk] for past, chunk, over in zip(self.past, a, ended)]
         self.seeds[ended] = self.next + np.arange(ended.sum())
         self.next += int(ended.sum())
         self.obs = obs
         if ended.any():
             self.obs, _ = self.env.reset(seed=self.seeds.tolist(), options={"reset_mask": ended})
-        return reward, ~np.isnan(rewards), obs, terminated, truncated, score
+        return reward, ~np.isnan(rewards), obs, terminated, truncated, scores

@@ -99,7 +99,7 @@ def test_actor_at_the_start():
 
 
 def filled(policy, task, *, S=6, N=4, frozen=None, sigma=0.1, seed=0):
-    actor, critic = Actor(policy, sigma, (sigma / 2, 2 * sigma)), Critic(policy, task.score == "max")
+    actor, critic = Actor(policy, sigma, (sigma / 2, 2 * sigma)), Critic(policy)
     sims = Simulators(task, policy, N, workers=False, seed=seed)
     buffer = make_buffer(policy, S, N)
     scores, _ = collect(actor, critic, frozen, sims, buffer, torch.Generator().manual_seed(seed), piece=8)
@@ -136,7 +136,7 @@ def test_stored_sample_is_not_clipped():
     step = sims.step
     sims.step = lambda a: (seen.append(a), step(a))[1]
     actor, buffer = Actor(policy, 0.1, (0.05, 0.2)), make_buffer(policy, 3, 2)
-    collect(actor, Critic(policy, True), None, sims, buffer, torch.Generator().manual_seed(0), piece=8)
+    collect(actor, Critic(policy), None, sims, buffer, torch.Generator().manual_seed(0), piece=8)
     wanted = policy.norm_action.inverse(buffer["a"])
     assert wanted.min() < -50 and np.min(seen) == 0 and np.max(seen) <= 512
     np.testing.assert_allclose(np.stack(seen), wanted.clip(0, 512), atol=1e-3)
@@ -214,10 +214,9 @@ def test_clipped_surrogate_by_hand():
 
 def test_value_loss():
     policy = make_policy()
-    critic, obs, score = Critic(policy, True), torch.rand(3, 2, 20) * 512, torch.rand(3)
-    value = critic(obs, score).detach()
-    assert not torch.equal(value, critic(obs, score + 0.1)) and Critic(policy, False)(obs, score).shape == (3,)
-    b = {"obs": obs, "score": score, "return": value + 1, "value": value - 2}
+    critic, obs = Critic(policy), torch.rand(3, 2, 20) * 512
+    value = critic(obs).detach()
+    b = {"obs": obs, "return": value + 1, "value": value - 2}
     assert critic_loss(critic, b, make_args(c_v=3.)).item() == pytest.approx(1.5, rel=1e-5)
     clipped = critic_loss(critic, b, make_args(clip_value=0.5))              # V may move 0.5 from value - 2: 2.5 off
     assert clipped.item() == pytest.approx(0.5 * 2.5 ** 2, rel=1e-5)
@@ -252,7 +251,7 @@ def test_gae_through_ends_and_resets(how):
     assert buffer["ran"].sum(-1)[:, 0].tolist() == [2, 2, 1, 2, 2, 1, 2]
     assert buffer["reward"][:, 0].tolist() == [3, 7, 5, 3, 7, 5, 3]
     assert buffer["ended"][:, 0].tolist() == [0, 0, 1, 0, 0, 1, 0] and scores == [15.] * 6
-    V = lambda x: critic(torch.tensor([[[float(x)]]]), None).item()
+    V = lambda x: critic(torch.tensor([[[float(x)]]])).item()
     ends = lambda x: 0. if how == "terminated" else V(x)                      # V(first + 5): the true last observation
     wanted = [V(first + 2), V(first + 4), ends(first + 5), V(32), V(34), ends(35), V(62)]
     np.testing.assert_allclose(buffer["next_value"][:, 0], wanted, atol=1e-6)
@@ -272,30 +271,16 @@ def test_time_limit_of_the_task_truncates():
     """Chunked's own limit: truncation, so the last observation's value is bootstrapped."""
     _, critic, _, buffer, _ = filled(make_policy(LINE, dims=(8,)), replace(LINE, steps=3), S=2, N=1)
     first = buffer["obs"][0].item()
-    assert buffer["next_value"][1].item() == pytest.approx(critic(torch.tensor([[[first + 3.]]]), None).item(), abs=1e-6)
+    assert buffer["next_value"][1].item() == pytest.approx(critic(torch.tensor([[[first + 3.]]])).item(), abs=1e-6)
 
 
 def test_chunk_reward():
     nan = np.nan
-    rewards = np.array([[1., 2., 4.], [3., nan, nan], [2., 1., 1.5]])
-    assert chunk_reward(rewards, None, "sum", 1.).tolist() == [7., 3., 4.5]
-    assert chunk_reward(rewards, None, "sum", 0.5).tolist() == [3., 3., 2.875]
-    best = np.array([0.5, 1., 4.])
-    assert chunk_reward(rewards, best, "max", 1.).tolist() == [3.5, 2., 0.]                # what is new in the highest
-    assert chunk_reward(rewards, best, "max", 0.5).tolist() == [0.5 + 0.5 + 0.5, 2., 0.]
-
-
-@pytest.mark.parametrize("how, wanted", [("sum", 30.), ("max", 10.)])
-def test_rewards_of_an_episode_sum_to_its_score(how, wanted):
-    class Hill(Line):
-        def step(self, action):
-            obs, _, *rest = super().step(action)
-            return obs, (2., 7., 10., 6., 5.)[self.n - 1], *rest
-
-    sims = Simulators(replace(LINE, env=lambda: Hill(5), score=how), make_policy(LINE, dims=(8,)), 1, workers=False)
-    steps = [sims.step(np.zeros((1, 2, 1), np.float32)) for _ in range(3)]
-    assert sum(s[0].item() for s in steps) == wanted == steps[-1][-1].item() and sims.score.tolist() == [0]
-    assert steps[0][-1].tolist() == [9. if how == "sum" else 7.]
+    rewards = np.array([[1., 2., 4.], [3., nan, nan]])
+    assert chunk_reward(rewards, None, "sum", 1.).tolist() == [7., 3.]
+    assert chunk_reward(rewards, None, "sum", 0.5).tolist() == [3., 3.]
+    assert chunk_reward(rewards, np.array([0.5, nan]), "max", 1.).tolist() == [3.5, 0.]     # gains; none at the start
+    assert chunk_reward(rewards, np.array([0.5, 1.]), "max", 0.5).tolist() == [0.5 + 0.5 + 0.5, 2.]
 
 
 def test_bonus_is_paid_for_success_alone():
@@ -310,7 +295,7 @@ def test_bonus_is_paid_for_success_alone():
     rewards = [sims.step(np.zeros((1, 2, 1), np.float32))[0].item() for _ in range(4)]
     assert rewards == [0, 0, 0, 0] and sims.seeds.tolist() == [2_000_002]
     sims = Simulators(task, make_policy(LINE, dims=(8,)), 1, workers=False, bonus=2., state={
-        "seeds": torch.tensor([13]), "next": 24, "past": [torch.zeros(0)], "score": torch.zeros(1)})
+        "seeds": torch.tensor([13]), "next": 24, "past": [torch.zeros(0)], "score": torch.zeros(1), "last": torch.zeros(1)})
     assert [sims.step(np.zeros((1, 2, 1), np.float32))[0].item() for _ in range(4)] == [0, 2, 0, 0]
 
 
