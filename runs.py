@@ -257,7 +257,8 @@ def draw_scores(path, rows, x, lines):
         ax.axhline(score, color="grey", ls="--", lw=0.8)
         ax.text(0, score, label, fontsize=8, va="bottom", color="grey")
     low, high = (f(r["score"] for r in rows) for f in (min, max))
-    ax.set(xlabel=x, ylabel="score", xlim=(0, None))
+    stage_2 = any("iteration" in r for r in rows)
+    ax.set(xlabel="environment steps" if stage_2 and x == "step" else x, ylabel="score", xlim=(0, None))
     if high > 1 or low < 0.5:
         ax.set_ylim(min(0, low), 1 if 0 <= low and high <= 1 else None)
     ax.legend(frameon=False, fontsize=8, loc="lower right")

@@ -370,3 +370,16 @@ def test_shipped_locomotion_demonstrations(name, low, high):
             seen.append(obs)
         np.testing.assert_allclose(np.array(seen), e["observations"][:], atol=1e-4)
         assert (terminated, truncated) == (e["terminations"][-1], e["truncations"][-1])
+
+
+def test_pusht_is_gym_pusht_to_the_bit():
+    """The simulator's shortcuts change no number: states, rewards and ends equal the library's own."""
+    from gym_pusht.envs.pusht import PushTEnv
+    ours, theirs, rng = PushT(), PushTEnv(obs_type="state", render_mode="rgb_array"), np.random.default_rng(0)
+    for seed in (100000, 100003):
+        ours.reset(seed=seed)
+        theirs.reset(options={"reset_to_state": pusht_start(seed)})
+        for action in rng.uniform(100, 400, (120, 2)).astype(np.float32):
+            _, reward, terminated, _, info = ours.step(action)
+            state, reward_2, terminated_2, _, _ = theirs.step(action.astype(np.float64))
+            assert (reward, terminated) == (reward_2, terminated_2) and (info["state"] == state).all()
