@@ -57,10 +57,12 @@ def parse():
     g.add_argument("--gae-lambda", type=float, help="lambda of GAE, per chunk; by task")
     g.add_argument("--one-process", action="store_true", help="all simulators in this process")
     g = p.add_argument_group("update (Eqs. 15-17)")
-    g.add_argument("--epochs", type=int, help="passes over the buffer an iteration; by task")
-    g.add_argument("--batch", type=int, help="samples of a minibatch; by task")
+    g.add_argument("--epochs", type=int, help="the actor's passes over the buffer an iteration; by task")
+    g.add_argument("--batch", type=int, help="samples of the actor's minibatches; by task")
     g.add_argument("--lr", type=float, help="actor's learning rate at first; by task")
     g.add_argument("--lr-final", type=float, default=0.1, help="its share that is left at the end, by a cosine")
+    g.add_argument("--critic-epochs", type=int, default=10, help="the critic's passes over the buffer")
+    g.add_argument("--critic-batch", type=int, default=256, help="samples of the critic's minibatches")
     g.add_argument("--lr-critic", type=float, default=1e-3, help="critic's learning rate, same schedule")
     g.add_argument("--clip", type=float, default=0.2, help="epsilon of the ratio's clip")
     g.add_argument("--clip-value", type=float, default=0.0, help="clip of the value's change; 0: none")
@@ -211,42 +213,38 @@ def actor_loss(actor, b, args, anchor):
 
 
 def critic_loss(critic, b, args):
-    """1/2 (V - R)^2 (Eq. 52), its change clipped by flag."""
+    """1/2 (V - R)^2 (Eq. 52), its change clipped by flag -> loss, and it detached."""
     value = critic(b["obs"])
     loss = (value - b["return"]).square()
     if args.clip_value:
         near = b["value"] + (value - b["value"]).clamp(-args.clip_value, args.clip_value)
         loss = torch.max(loss, (near - b["return"]).square())
-    return 0.5 * args.c_v * loss.mean()
+    loss = 0.5 * args.c_v * loss.mean()
+    return loss, {"value_loss": loss.detach()}
 
 
-def update(actor, critic, opts, buffer, args, anchor, generator, move_actor):
-    """Epochs of minibatches over the buffer; the actor stops after an epoch whose KL exceeds the target.
+def update(module, opt, loss_of, buffer, *, epochs, batch, clip_grad, generator, target_kl=math.inf):
+    """Epochs of minibatches over the buffer, actor or critic; stops after an epoch whose KL exceeds the target.
 
-    Nothing is copied to the host but one number an epoch, the KL. Returns the figures' means over the last epoch in
-    which the actor moved, and that of the first minibatch as "off": the largest |ratio - 1| before any step.
+    loss_of maps a minibatch to (loss, detached figures). Nothing is copied to the host but once an epoch. Returns the
+    figures' means over the last epoch, those of the first minibatch, before any step, and the number of epochs.
     """
-    flat = {k: v.flatten(0, 1) for k, v in buffer.items()}
-    n, figures, off, done = len(flat["obs"]), {}, None, 0
-    for _ in range(args.epochs):
-        sums = []
-        for i in torch.randperm(n, device=flat["obs"].device, generator=generator).split(args.batch):
-            b = {k: v[i] for k, v in flat.items()}
-            losses = [critic_loss(critic, b, args)]
-            if move_actor:
-                loss, now = actor_loss(actor, b, args, anchor)
-                losses.append(loss)
-                sums.append(torch.stack(list(now.values())))
-                off = now["off"] if off is None else off
-            for loss, module, opt in zip(losses, (critic, actor), opts):
-                loss.backward()
-                nn.utils.clip_grad_norm_(module.parameters(), args.clip_grad)
-                opt.step()
-                opt.zero_grad(set_to_none=True)
-        if move_actor:
-            figures, done = dict(zip(now, torch.stack(sums).mean(0).tolist())), done + 1
-            move_actor = figures["kl"] <= args.target_kl
-    return {**figures, "epochs": done, **({"off": off.item()} if off is not None else {})}
+    flat, first = {k: v.flatten(0, 1) for k, v in buffer.items()}, None
+    for done in range(1, epochs + 1):
+        seen = []
+        for i in torch.randperm(len(flat["obs"]), device=flat["obs"].device, generator=generator).split(batch):
+            loss, now = loss_of({k: v[i] for k, v in flat.items()})
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), clip_grad)
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+            seen.append(torch.stack(list(now.values())))
+        first = seen[0] if first is None else first
+        if done == epochs or target_kl < math.inf:
+            figures = dict(zip(now, torch.stack(seen).mean(0).tolist()))
+            if figures.get("kl", 0) > target_kl:
+                break
+    return figures, dict(zip(now, first.tolist())), done
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -269,7 +267,8 @@ def resolve(args):
     if args.anchor_final is None:
         args.anchor_final = 0.1 * args.anchor
     args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
-    above_zero(args, "T_a", "sigma", "sigma_range", "envs", "chunks", "iters", "epochs", "batch", "lr", "lr_critic",
+    above_zero(args, "T_a", "sigma", "sigma_range", "envs", "chunks", "iters", "epochs", "batch", "critic_epochs", "critic_batch",
+               "lr", "lr_critic",
                "clip", "target_kl", "clip_grad", "anchor_iters", "threads", "save_every", "episodes", "calls")
     for k in ("seed", "lr_final", "clip_value", "c_v", "c_e", "bonus", "shaping", "critic_warmup", "anchor",
               "anchor_final", "eval_every"):
@@ -358,7 +357,13 @@ def train(args):
         buffer["advantage"] = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         explained = 1 - (buffer["return"] - buffer["value"]).var() / buffer["return"].var().clamp_min(1e-12)
         rollout_s = time.perf_counter() - clock
-        figures = update(actor, critic, opts, buffer, args, anchor, generator, it >= args.critic_warmup)
+        shared = dict(clip_grad=args.clip_grad, generator=generator)
+        figures, _, _ = update(critic, opts[0], lambda b: critic_loss(critic, b, args), buffer,
+                               epochs=args.critic_epochs, batch=args.critic_batch, **shared)
+        if it >= args.critic_warmup:
+            last, first, epochs = update(actor, opts[1], lambda b: actor_loss(actor, b, args, anchor), buffer,
+                                         epochs=args.epochs, batch=args.batch, target_kl=args.target_kl, **shared)
+            figures = {**figures, **last, "off": first["off"], "epochs": epochs}
         seconds = time.perf_counter() - clock
         it, env_steps, minutes = it + 1, env_steps + int(buffer["ran"].sum()), minutes + seconds / 60
         now = {"minutes": minutes, "iteration": it, "explained": explained.item(), "reward_scale": std, "lambda": anchor,

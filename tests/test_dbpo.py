@@ -217,8 +217,8 @@ def test_value_loss():
     critic, obs = Critic(policy), torch.rand(3, 2, 20) * 512
     value = critic(obs).detach()
     b = {"obs": obs, "return": value + 1, "value": value - 2}
-    assert critic_loss(critic, b, make_args(c_v=3.)).item() == pytest.approx(1.5, rel=1e-5)
-    clipped = critic_loss(critic, b, make_args(clip_value=0.5))              # V may move 0.5 from value - 2: 2.5 off
+    assert critic_loss(critic, b, make_args(c_v=3.))[0].item() == pytest.approx(1.5, rel=1e-5)
+    clipped, _ = critic_loss(critic, b, make_args(clip_value=0.5))            # V may move 0.5 from value - 2: 2.5 off
     assert clipped.item() == pytest.approx(0.5 * 2.5 ** 2, rel=1e-5)
 
 
@@ -342,33 +342,44 @@ def test_return_scale():
 
 # ---- update
 
+def updater(policy):
+    """update() of an actor on a filled buffer, as a function of its keywords; and the actor."""
+    actor, _, _, buffer, _ = filled(policy, PUSHT, frozen=copy.deepcopy(policy))
+    opt = torch.optim.Adam(actor.parameters(), 1e-4, fused=True)
+    return lambda **kw: update(actor, opt, lambda b: actor_loss(actor, b, make_args(), 0.1), buffer, **{
+        "epochs": 3, "batch": 16, "clip_grad": 1., "generator": torch.Generator().manual_seed(0), **kw}), actor
+
+
 def test_update_moves_and_keeps_what_it_must():
-    policy = make_policy()
-    actor, critic, _, buffer, _ = filled(policy, PUSHT, frozen=copy.deepcopy(policy))
+    run, actor = updater(make_policy())
     before = copy.deepcopy(actor.state_dict())
-    opts = [torch.optim.Adam(m.parameters(), 1e-4) for m in (critic, actor)]
-    run = lambda move, **kw: update(actor, critic, opts, buffer, make_args(**kw), 0.1,
-                                    torch.Generator().manual_seed(0), move)
-    assert run(False) == {"epochs": 0}
-    assert all(torch.equal(v, before[k]) for k, v in actor.state_dict().items())            # critic's warm-up
-    figures = run(True)
-    assert figures["epochs"] == 3 and figures["off"] < 1e-4 and figures["kl"] > 0
+    last, first, epochs = run(target_kl=9.)
+    assert epochs == 3 and first["off"] < 1e-4 < last["off"] and last["kl"] > 0
     moved = {k for k, v in actor.state_dict().items() if not torch.equal(v, before[k])}
     assert not any("norm_obs" in k or "norm_action" in k for k in moved)                    # buffers, not parameters
     assert {"head.weight", "policy.net.out.1.weight"} <= moved
-    assert run(True, target_kl=1e-9)["epochs"] == 1                                         # early stop
+    assert run(target_kl=1e-9)[2] == 1                                                      # early stop
 
 
-def test_update_copies_one_number_an_epoch(monkeypatch):
-    policy = make_policy()
-    actor, critic, _, buffer, _ = filled(policy, PUSHT, frozen=copy.deepcopy(policy))
-    opts = [torch.optim.Adam(m.parameters(), 1e-4, fused=True) for m in (critic, actor)]
+def test_update_copies_once_an_epoch(monkeypatch):
+    run, _ = updater(make_policy())
     copies = []
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
         was = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _f=was, _n=name: (copies.append(_n), _f(self, *a))[1])
-    update(actor, critic, opts, buffer, make_args(batch=4, epochs=3), 0.1, torch.Generator().manual_seed(0), True)
-    assert copies == ["tolist"] * 3 + ["item"]
+    run(batch=4, target_kl=9.)
+    assert copies == ["tolist"] * 4                                                         # and the first minibatch
+    run(batch=4)
+    assert copies == ["tolist"] * 6                                                         # without a target: at the end
+
+
+def test_critic_learns_the_return():
+    _, critic, _, buffer, _ = filled(make_policy(), PUSHT, S=12, N=8)
+    buffer["return"] = buffer["obs"][:, :, -1, 0] / 512
+    opt = torch.optim.Adam(critic.parameters(), 1e-3)
+    last, first, _ = update(critic, opt, lambda b: critic_loss(critic, b, make_args()), buffer, epochs=40, batch=16,
+                            clip_grad=1., generator=torch.Generator().manual_seed(0))
+    assert last["value_loss"] < 0.1 * first["value_loss"]
 
 
 class Bandit(gym.Env):
