@@ -1,5 +1,6 @@
 """policy.py: the normaliser, the executed slice, one generator call an action, and checkpoints good and bad."""
 import os
+import pickletools
 import zipfile
 
 import numpy as np
@@ -175,11 +176,15 @@ def test_malicious_pickle(tmp_path):
     torch.save({"format": FORMAT, "shape": SHAPE, "weights": {}, "ema": {}, "flags": Trap()}, path)
     refused(path, "not a checkpoint")
     with zipfile.ZipFile(path) as z:                    # the bare pickle, in torch's old format
-        path.write_bytes(z.read(next(n for n in z.namelist() if n.endswith("data.pkl"))))
+        pickled = z.read(next(n for n in z.namelist() if n.endswith("data.pkl")))
+    path.write_bytes(pickled)
     refused(path, "not a checkpoint")
     assert not (tmp_path / "sprung").exists()
-    torch.save({"flags": Trap()}, path)                 # the trap does work where it is let
-    torch.load(path, weights_only=False)
+    said = [(op.name, arg) for op, arg, _ in pickletools.genops(pickled)]       # the trap is in the file, and works
+    assert any("mkdir" in str(arg) for _, arg in said) and any(op == "REDUCE" for op, _ in said)
+    assert any(str(tmp_path / "sprung") == arg for _, arg in said)
+    make, args = Trap().__reduce__()
+    make(*args)
     assert (tmp_path / "sprung").exists()
 
 
