@@ -92,15 +92,16 @@ def find(task, path=None):
         for name in task.data:
             if (place / name).exists():
                 return place / name
-    hint = f": run `python data.py download {task.name}` or give its path" if task.url or task.minari else ""
+    hint = (f": run `python experts.py --task {task.name}`" if task.points else
+            f": run `python data.py download {task.name}` or give its path" if task.url or task.minari else "")
     raise BadInput(f"no {task.name} data ({' or '.join(task.data)}) in {', '.join(map(str, places))}{hint}")
 
 
 def assemble(arrays, task, path):
     """Episodes from the arrays of read(), sizes and episode ends checked against the task. Raises BadInput.
 
-    Observations are, by what there is: key points and state[:, :2], the agent (Diffusion Policy's Push-T); obs;
-    task.obs_from_state(state).
+    Observations are, by what there is: state and points (N, n, 3), for tasks seen as clouds; key points and
+    state[:, :2], the agent (Diffusion Policy's Push-T); obs; task.obs_from_state(state).
     """
     def need(name):
         if name not in arrays:
@@ -114,7 +115,12 @@ def assemble(arrays, task, path):
         raise BadInput(f"{path}: episode_ends ({ends.dtype} {ends.shape}) is empty or not integers rising from above 0")
     shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())
     with refusing(f"{path}: no observations of {task.name} can be made of {shapes}"):
-        if "keypoint" in arrays:
+        if task.points:
+            points = need("points")
+            if points.shape[1:] != (task.points, 3):
+                raise BadInput(f"{path}: points have shape {points.shape}: {task.name} needs clouds of ({task.points}, 3)")
+            obs = np.concatenate([need("state"), points.reshape(len(points), -1)], 1)
+        elif "keypoint" in arrays:
             keypoint, state = need("keypoint"), need("state")
             obs = np.concatenate([keypoint.reshape(len(keypoint), -1), state[:, :2]], 1)
         elif "obs" in arrays or not task.obs_from_state:
@@ -343,7 +349,8 @@ def info(task, path=None, png=None):
     print(path)
     try:
         ep = assemble(arrays, task, path)
-        reward, arrays, L = arrays.get("reward"), {"obs": ep.obs, "action": ep.action}, ep.lengths
+        reward, L, S = arrays.get("reward"), ep.lengths, task.obs_dim - 3 * task.points
+        arrays = {"obs": ep.obs[:, :S], **({"points": ep.obs[:, S:].reshape(-1, 3)} if task.points else {}), "action": ep.action}
         print(f"{len(L)} episodes, {L.sum()} steps, length {L.min()} / {L.mean():.1f} / {L.max()} (min / mean / max)")
         if reward is not None and reward.shape == (L.sum(),) and reward.dtype.kind in "fiu":
             returns = np.add.reduceat(reward, ep.ends - L, dtype=np.float64)

@@ -21,7 +21,7 @@ from data import Chunks, load
 from drift import chunk_loss
 from envs import check_horizons, task_named
 from evaluate import evaluate, line
-from policy import Policy
+from policy import Policy, bounds
 from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, flags_of, fresh_folder, load_state,
                   save_torch)
 
@@ -152,10 +152,9 @@ def setup(args, task):
     """Data, policy, EMA, optimiser; from --init or state.pt where asked. Returns them, the state, and the data."""
     chunks = Chunks(load(task, args.data, args.demos), args.T_o, args.T_p, args.T_a, args.device)
     shape = {"task": task.name, "obs_dim": task.obs_dim, "D_a": task.D_a, "T_o": args.T_o, "T_p": args.T_p,
-             "T_a": args.T_a, "dims": args.dims}
+             "T_a": args.T_a, "dims": args.dims, **({"points": task.points} if task.points else {})}
     torch.manual_seed(args.seed)
-    bounds = lambda y: (y.amin(0), y.amax(0))
-    policy = Policy(shape, bounds(chunks.obs), bounds(chunks.action)).to(args.device)
+    policy = Policy(shape, bounds(chunks.obs, task.points), bounds(chunks.action)).to(args.device)
     if args.init:
         start, _ = Policy.load(args.init, args.device, task=task.name)
         if start.shape != policy.shape:

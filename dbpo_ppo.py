@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from envs import Simulators, task_named
 from evaluate import evaluate, line
-from policy import Actor, Policy, entropy, log_prob
+from policy import Actor, Policy, encode, entropy, log_prob
 from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, flags_of, fresh_folder, load_state,
                   save_torch)
 
@@ -46,6 +46,8 @@ def parse():
     g.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
     g.add_argument("--sigma", type=float, help="initial noise sigma, normalised action units (Eq. 44); by task")
     g.add_argument("--sigma-range", type=float, nargs=2, metavar=("MIN", "MAX"), help="its bounds (Eq. 45); by task")
+    g.add_argument("--sigma-final", type=float, help="what --sigma, and its bounds by the same factor, shrink to, evenly in "
+                   "its logarithm over all iterations; by task")
     g = p.add_argument_group("roll-out")
     g.add_argument("--envs", type=int, help="simulators N; by task")
     g.add_argument("--chunks", type=int, help="chunk steps S of each simulator an iteration; by task")
@@ -92,16 +94,16 @@ def parse():
 # ---- roll-out ------------------------------------------------------------------------------------------------------
 
 class Critic(nn.Module):
-    """V(o) on the normalised observations, with weights of its own: (B, T_o, obs_dim) -> (B,)."""
+    """V(o), with an encoder of its own that begins as the policy's: (B, T_o, obs_dim) -> (B,)."""
 
     def __init__(self, policy, width=256):
         super().__init__()
-        self.norm, C = copy.deepcopy(policy.norm_obs), policy.T_o * policy.obs_dim
+        self.norm, self.encoder, C = copy.deepcopy(policy.norm_obs), copy.deepcopy(policy.encoder), policy.encoder.size
         self.net = nn.Sequential(nn.Linear(C, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
         self.to(policy.device)
 
     def forward(self, obs):
-        return self.net(self.norm(obs).flatten(1)).squeeze(-1)
+        return self.net(encode(obs, self.norm, self.encoder)).squeeze(-1)
 
 
 def make_buffer(policy, S, N):
@@ -264,12 +266,12 @@ def resolve(args):
     args.task, args.T_p, args.T_a = task.name, policy.T_p, policy.T_a
     for k, v in DEFAULTS.get(task.name, DEFAULTS[None]).items():
         setattr(args, k, v if getattr(args, k) is None else getattr(args, k))
-    if args.anchor_final is None:
-        args.anchor_final = 0.1 * args.anchor
+    args.anchor_final = 0.1 * args.anchor if args.anchor_final is None else args.anchor_final
+    args.sigma_final = args.sigma if args.sigma_final is None else args.sigma_final
     args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
-    above_zero(args, "T_a", "sigma", "sigma_range", "envs", "chunks", "iters", "epochs", "batch", "critic_epochs", "critic_batch",
-               "lr", "lr_critic",
-               "clip", "target_kl", "clip_grad", "anchor_iters", "threads", "save_every", "episodes", "calls")
+    above_zero(args, "T_a", "sigma", "sigma_range", "sigma_final", "envs", "chunks", "iters", "epochs", "batch",
+               "critic_epochs", "critic_batch", "lr", "lr_critic", "clip", "target_kl", "clip_grad",
+               "anchor_iters", "threads", "save_every", "episodes", "calls")
     for k in ("seed", "lr_final", "clip_value", "c_v", "c_e", "bonus", "shaping", "critic_warmup", "anchor",
               "anchor_final", "eval_every"):
         if not 0 <= getattr(args, k) < math.inf:
@@ -347,6 +349,7 @@ def train(args):
         factor = args.lr_final + (1 - args.lr_final) * 0.5 * (1 + math.cos(math.pi * it / args.iters))
         ramp = min(max(it - args.critic_warmup + 1, 0) / RAMP, 1.0)             # Adam's first steps are full-sized
         lr_critic, lr = args.lr_critic * factor, args.lr * factor * ramp
+        actor.shift = it / args.iters * math.log(args.sigma_final / args.sigma)
         for opt, rate in zip(opts, (lr_critic, lr)):
             opt.param_groups[0]["lr"] = rate
         scores, sim_s = collect(actor, critic, frozen if anchor else None, sims, buffer, generator, args.batch)

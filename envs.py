@@ -2,18 +2,23 @@
 
 Push-T follows Diffusion Policy's low-dimensional protocol: nine key points of the T and the agent's position, 20
 numbers; 300 steps; score = the highest min(coverage / 0.95, 1) reached; start states from seed 100000 on. Hopper,
-Walker2d, HalfCheetah and Ant are gymnasium's v5 environments; score = the return of 1000 steps.
+Walker2d, HalfCheetah and Ant are gymnasium's v5 environments; score = the return of 1000 steps. Meta-World (34 tasks)
+and Adroit (3) are seen as a point cloud and the robot's own state, as in 3D Diffusion Policy; score = success.
 """
+import difflib
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from pymunk import Vec2d
 
+from pointcloud import Camera, capture, picture, settle
 from runs import BadInput
 
 TRAIN_SEED = 2_000_000     # first start seed of Stage 2; the evaluation's are from 100000 on
@@ -100,6 +105,127 @@ class PushT(gym.Wrapper):
         return pusht_obs(state), float(reward), bool(terminated), truncated, {**info, "state": state}
 
 
+# ---- point clouds --------------------------------------------------------------------------------------------------
+
+N_POINTS = 512
+
+
+class CloudEnv(gym.Env):
+    """A MuJoCo simulator seen as (robot state (S,), cloud (N_POINTS, 3)) in one vector; reward 1 where it succeeds.
+
+    The cloud comes from a private MjData with the simulator's positions, so a recorded state gives the same numbers:
+    see pointcloud.py. Subclasses set camera, box, sim (the simulator), and know their state and start.
+    """
+    render_mode, sites = "rgb_array", ()
+
+    def _ready(self, sim, S, D_a):
+        self.sim, self.model, self.private = sim, sim.model, mujoco.MjData(sim.model)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (S + 3 * N_POINTS,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (D_a,), np.float32)
+
+    def settled(self, qpos=None):
+        """The private MjData at positions qpos (nq,), the simulator's now if not given, with its goal marks."""
+        settle(self.model, self.private, self.sim.data.qpos if qpos is None else qpos)
+        for name, pos in self.sites:
+            self.private.site(name).xpos = pos
+        return self.private
+
+    def observe(self, qpos=None):
+        """The observation (S + 3 N_POINTS,) at positions qpos. Raises ValueError if they do not fit the model."""
+        data = self.settled(qpos)
+        cloud = capture(self.model, data, self.camera, self.box, N_POINTS)
+        return np.concatenate([self.robot_state(data), cloud.ravel()]).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        self.start(int(self.np_random.integers(2 ** 31)) if seed is None else seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        success = self.act(np.asarray(action, np.float64))
+        return self.observe(), float(success), success and self.ends_by_success, False, {"is_success": success}
+
+    def render(self):
+        return picture(self.model, self.settled(), Camera(self.camera.pos, self.camera.quat, self.camera.fovy, 160))
+
+
+class MetaWorld(CloudEnv):
+    """A Meta-World v3 task by the name it has in all versions; over once it succeeds. Actions: gripper move, opening.
+
+    State (9,): positions of the hand and of its two fingers. The camera stands where 3D Diffusion Policy's does and is
+    turned to the objects, so that 84 pixels a side resolve them nearly as well as its 128; the crop drops the table, what lies
+    beyond it, and most of the arm.
+    """
+    camera, ends_by_success = Camera.looking((0.6, 0.295, 0.8), (0, 0.65, 0.12), 50), True
+    table = {"hand-insert": 0.05}               # its height, where not 0
+
+    def __init__(self, name):
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as tasks      # slow to import
+        sim = tasks[f"{name}-v3-goal-observable"]()
+        sim._freeze_rand_vec, sim.seeded_rand_vec = False, True       # a new start at every reset, fixed by its seed
+        self._ready(sim, 9, 4)
+        self.box = ((-0.5, 0.35, self.table.get(name, 0) + 0.003), (0.5, 0.97, 0.45))
+
+    def start(self, seed):
+        self.sim.seed(seed)
+        self.last, _ = self.sim.reset()         # the simulator's own observation, which scripted policies read
+        self.sites = [(name, pos.copy()) for name, pos in self.sim._target_site_config]
+
+    def act(self, action):
+        self.last, _, _, _, info = self.sim.step(action)
+        return bool(info["success"])
+
+    def robot_state(self, data):
+        return np.concatenate([data.body("hand").xpos, *(data.site(f"{s}EndEffector").xpos for s in ("right", "left"))])
+
+
+class Adroit(CloudEnv):
+    """The Adroit hand of gymnasium-robotics, every action held for two of its steps; cameras of 3D Diffusion Policy.
+
+    State (24,): the hand's joints. Success is told at every step; a task's end decides (score "held").
+    """
+    ends_by_success = False
+    # first joint, size of the action, what of the model an episode sets (array, body), camera, lowest z that is kept
+    TASKS = {"hammer": (2, 26, "board_pos", "body_pos", "nail_board", Camera((0, 0, 1.1), (0, 0, 0, 1)), 0.001),
+             "door": (4, 28, "door_body_pos", "body_pos", "frame", Camera((0, 0, 1.5), (0, 0, 0, 1)), 0.001),
+             "pen": (0, 24, "desired_orien", "body_quat", "target", Camera((0, -0.8, 0.8), (0.92388, 0.382683, 0, 0)), 0.01)}
+    REPEAT = 2
+
+    def __init__(self, name):
+        self.first, D_a, self.setting, self.array, self.body, self.camera, z = self.TASKS[name]
+        self.box = ((-9, -9, z), (9, 9, 9))
+        with warnings.catch_warnings(action="ignore"):                 # about the dense reward, which is not used
+            import gymnasium_robotics                                  # slow to import
+            gym.register_envs(gymnasium_robotics)
+            self._ready(gym.make(f"AdroitHand{name.title()}-v1").unwrapped, 24, D_a)
+
+    def start(self, seed):
+        self.sim.reset(seed=seed)
+
+    def place(self, value):
+        """Set what an episode changes in the model: the board's or door's position, or the pen's target."""
+        getattr(self.model, self.array)[self.model.body(self.body).id] = value
+
+    def act(self, action):
+        for _ in range(self.REPEAT):
+            info = self.sim.step(np.clip(action, -1, 1))[-1]
+        return bool(info["success"])
+
+    def robot_state(self, data):
+        return data.qpos[self.first:self.first + 24]
+
+
+METAWORLD = {
+    "easy": "button-press button-press-wall dial-turn door-close door-open door-unlock drawer-close faucet-close "
+            "faucet-open handle-press handle-pull lever-pull peg-unplug-side plate-slide plate-slide-back "
+            "plate-slide-back-side plate-slide-side reach reach-wall window-close window-open",
+    "medium": "coffee-pull hammer peg-insert-side soccer",
+    "hard": "assembly hand-insert pick-place push",
+    "very hard": "disassemble pick-place-wall shelf-place stick-pull stick-push"}
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
 @dataclass(frozen=True)
 class Task:
     """A task: sizes, horizons (Eqs. 22, 23), simulator, data."""
@@ -111,12 +237,15 @@ class Task:
     T_p: int
     T_a: int
     steps: int                     # primitive steps an episode lasts
-    score: str                     # how an episode's rewards become its score: "max" or "sum"
+    score: str                     # of an episode: "max" or "sum" of its rewards; success at any step ("success")
+                                   # or at the end ("held")
     data: tuple                    # file names looked for in each data folder, best first
     obs_from_state: Callable = None   # recorded states -> observations, where data holds states
     potential: Callable = None     # observation -> number, for shaping the reward of Stage 2
     url: str = None                # official archive, for `python data.py download`
     minari: str = None             # the data set's name in Minari, likewise
+    points: int = 0                # of the cloud, whose coordinates end an observation; 0: there is none
+    group: str = None              # suite or difficulty that the paper reports it under
 
 
 TASKS = {t.name: t for t in (
@@ -127,13 +256,22 @@ TASKS = {t.name: t for t in (
            data=(f"mujoco/{name}/medium-v0", f"{name}-medium"), minari=f"mujoco/{name}/medium-v0")
       for name, env_id, obs_dim, D_a in (("hopper", "Hopper-v5", 11, 3), ("walker2d", "Walker2d-v5", 17, 6),
                                          ("halfcheetah", "HalfCheetah-v5", 17, 6), ("ant", "Ant-v5", 105, 8))),
+    *(Task(f"metaworld-{name}", partial(MetaWorld, name), obs_dim=9 + 3 * N_POINTS, D_a=4, T_o=2, T_p=4, T_a=3, steps=200,
+           score="success", data=(f"metaworld-{name}.npz",), points=N_POINTS, group=group)
+      for group, names in METAWORLD.items() for name in names.split()),
+    *(Task(f"adroit-{name}", partial(Adroit, name), obs_dim=24 + 3 * N_POINTS, D_a=sizes[1], T_o=2, T_p=4, T_a=3,
+           steps=100, score="held", data=(f"adroit-{name}.npz",), points=N_POINTS, group="adroit")
+      for name, sizes in Adroit.TASKS.items()),
 )}
 
 
 def task_named(name):
-    """The task of that name. Raises BadInput with the known names."""
+    """The task of that name. Raises BadInput with the nearest names, or all that are no point-cloud task."""
     if name not in TASKS:
-        raise BadInput(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
+        near = difflib.get_close_matches(name, TASKS, 3, 0.5) + [n for n in TASKS if n.endswith(f"-{name}")]
+        plain = ", ".join(n for n, t in TASKS.items() if not t.points)
+        raise BadInput(f"unknown task {name!r}: " + (f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else
+                       f"choose one of {plain}, or of the point-cloud tasks in envs.py"))
     return TASKS[name]
 
 
@@ -150,15 +288,17 @@ class Chunked(gym.Wrapper):
     """Executes T_a actions a step and returns the last T_o observations.
 
     action (T_a, D_a) -> obs (T_o, obs_dim), reward = the primitive rewards' sum. info["rewards"] (T_a,), NaN where
-    the episode had already ended; info["steps"] primitive steps run so far; info["success"], seen at any step.
+    the episode had already ended; info["steps"] primitive steps run so far; info["success"], seen at any step, or held:
+    at the last one.
     record: info["states"] (T_a, S). film: `frames` keeps a picture of every primitive step. hold: the end is told
     in info["over"] alone and further steps do nothing, so that a batch of episodes runs to its longest.
     reset(seed=s, options={"past": {s: chunks}}) goes on from where these chunks led, to resume an interrupted episode.
     """
 
-    def __init__(self, env, T_o, T_a, steps, *, record=False, film=False, hold=False):
+    def __init__(self, env, T_o, T_a, steps, *, record=False, film=False, hold=False, held=False):
         super().__init__(env)
         self.T_o, self.T_a, self.max_steps, self.record, self.film, self.hold = T_o, T_a, steps, record, film, hold
+        self.held = held
         box, act = env.observation_space, env.action_space
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (T_o, *box.shape), box.dtype)
         self.action_space = gym.spaces.Box(np.broadcast_to(act.low, (T_a, *act.shape)),
@@ -193,7 +333,7 @@ class Chunked(gym.Wrapper):
             obs, reward, terminated, truncated, info = self.env.step(action)
             self.n += 1
             self.state = info.get("state")
-            self.success |= bool(info.get("is_success", False))
+            self.success = bool(info.get("is_success", False)) or (self.success and not self.held)
             self.over = (terminated, truncated or self.n >= self.max_steps)
             self.history = self.history[1:] + [obs]
             rewards.append(reward)
@@ -212,7 +352,7 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
     """
     def make(i):
         return lambda: Chunked(task.env(), T_o or task.T_o, T_a or task.T_a, task.steps, record=record, film=i < show,
-                               hold=hold)
+                               hold=hold, held=task.score == "held")
     vector = AsyncVectorEnv if workers and n > 1 else SyncVectorEnv
     return vector([make(i) for i in range(n)], autoreset_mode=AutoresetMode.DISABLED)
 
@@ -265,7 +405,7 @@ class Simulators:
         if self.phi:
             reward += self.gamma * self.phi(obs) - self.phi(self.obs)
         self.score = (np.fmax(self.score, np.nanmax(rewards, 1)) if self.how == "max" else
-                      self.score + np.nansum(rewards, 1))
+                      self.score + np.nansum(rewards, 1) if self.how == "sum" else info["success"].astype(float))
         scores = self.score[ended]
         self.score, self.last = np.where(ended, 0.0, self.score), np.where(ended, np.nan, rewards[:, -1])
         self.past = [[] if over else past + [chunk] for past, chunk, over in zip(self.past, a, ended)]

@@ -1,6 +1,7 @@
 """Roll a policy out and score it: python evaluate.py ckpt.pt --episodes 50 --video out.gif
 
-Score: mean over episodes of the highest reward reached (Push-T) or of the return (locomotion). Start states are
+Score: mean over episodes of the highest reward reached (Push-T), of the return (locomotion), or of success, at any
+step (Meta-World) or at the end (Adroit). Start states are
 fixed by seeds 100000, 100001, ...; the latents z by --seed. Intervals: 95 % bootstrap over episodes.
 """
 import json
@@ -29,8 +30,9 @@ class Rollout:
     frames: list             # per shown episode, its frames (H, W, 3) uint8
 
     def scores(self, how):
-        """Per-episode score (E,): "max" or "sum" of the rewards."""
-        return {"max": np.nanmax, "sum": np.nansum}[how](self.rewards, axis=1)
+        """Per-episode score (E,): "max" or "sum" of the rewards, or success, as a Task's score says."""
+        rewards = {"max": np.nanmax, "sum": np.nansum}.get(how)
+        return rewards(self.rewards, axis=1) if rewards else self.success.astype(float)
 
 
 def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
@@ -77,15 +79,17 @@ def evaluate(policy, task, episodes=50, *, start_seed=START_SEED, **kw):
     r = rollout(policy, task, range(start_seed, start_seed + episodes), **kw)
     scores = r.scores(task.score)
     success = {"success": r.success.mean().item(), "success_95": bootstrap(r.success.astype(float))}
-    return {"score": scores.mean().item(), "score_95": bootstrap(scores), **(success if task.score == "max" else {}),
+    return {"score": scores.mean().item(), "score_95": bootstrap(scores), **(success if task.score != "sum" else {}),
             "episodes": episodes, "seconds": time.perf_counter() - t0, "simulator_s": r.sim_s,
             "network_s": r.net_s.sum().item(), "network_ms": 1e3 * np.median(r.net_s).item(),
             "scores": scores.round(4).tolist()}, r
 
 
 def line(result):
-    """One line for people. Where the score is a return there is no success."""
+    """One line for people. Where the score is a return there is no success; where it is success, that is said once."""
     d = 3 if "success" in result else 0
+    if result.get("success") == result["score"]:
+        result = {k: v for k, v in result.items() if not k.startswith("success")}
     show = lambda name, d: f"{name} {result[name]:.{d}f} [{result[name + '_95'][0]:.{d}f}, {result[name + '_95'][1]:.{d}f}]  "
     return (show("score", d) + (show("success", 2) if "success" in result else "")
             + "{episodes} episodes in {seconds:.1f} s (network {network_s:.1f} s, {network_ms:.1f} ms a call for all)"

@@ -2,6 +2,8 @@
 
   python experts.py --task pusht --init a.pt b.pt c.pt --episodes 300 --z-scale 0.5 --out demos/pusht.npz
   python experts.py --task hopper --until 1300 --episodes 60 --out demos/hopper-medium
+  python experts.py --task metaworld-assembly --episodes 10
+  python experts.py --task adroit-hammer --states hammer.npz --episodes 10
 
 Push-T: each start state gets several tries; its shortest success is kept, so that hard starts are not left out and
 the policy's waiting is. demos/pusht.npz was made this way by three policies trained on Diffusion Policy's 206 human
@@ -11,9 +13,19 @@ Locomotion: an agent is trained by stable-baselines3's PPO until the mean return
 --until, about a third of an expert's as in D4RL's medium data; then its episodes are recorded, all of them, with the
 noise it explores with. They are written in Minari's format: raw observations, actions as executed, rewards, ends.
 
+Meta-World: its own scripted policies act; successes are kept, cut some steps after they succeed. Adroit: recorded
+states are shown again, in order. Either way each state's point cloud is cast anew. Every finished episode is kept in a
+folder beside the file to be written, so an interrupted collection goes on; the file appears whole.
+
 Start seeds count up from --start-seed, far from the evaluation's 100000 on.
 """
+import functools
 import importlib.metadata
+import json
+import os
+import shutil
+import warnings
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -21,16 +33,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import save_npz
+from data import minari_home, save_npz
 from envs import task_named
 from evaluate import rollout
-from formats import save_minari
+from formats import read, read_adroit, refusing, save_minari
 from policy import Policy
-from runs import BadInput, Parser, above_zero, cli
+from runs import BadInput, Parser, above_zero, atomic, cli
 
 LOG_STD = {"hopper": 0.0}       # the agent's first exploration noise; -1 for the others
 LAST = 20                       # episodes whose mean return tells the agent's level
 CLIP, EPSILON = 10.0, 1e-8      # of the agent's observation normaliser
+AFTER = 10                      # steps kept after a scripted policy's first success
 
 
 def collect(policies, task, episodes, *, start_seed, tries=6, seed=0, at_once=50, workers=True, max_starts=100_000):
@@ -154,12 +167,119 @@ def locomotion(args, task, out):
           f"{LAST} episodes returned {level:.0f} in training")
 
 
+# ---- point clouds --------------------------------------------------------------------------------------------------
+
+@functools.lru_cache(1)
+def simulator(name):
+    """The task's simulator, made once a process."""
+    return task_named(name).env()
+
+
+def scripted(task, seed):
+    """One Meta-World episode by its scripted policy, until AFTER steps past its first success: qpos (L, nq), action
+    (L, D_a), success. No clouds yet, so a failure costs little."""
+    from metaworld.policies import ENV_POLICY_MAP                      # slow to import
+    env, policy = simulator(task.name), ENV_POLICY_MAP[f"{task.name.removeprefix('metaworld-')}-v3"]()
+    env.start(seed)
+    qpos, actions, since = [], [], 0
+    while len(actions) < task.steps and since <= AFTER:
+        with warnings.catch_warnings(action="ignore"):                 # that it will be clipped
+            action = np.clip(policy.get_action(env.last), -1, 1).astype(np.float32)
+        qpos.append(env.sim.data.qpos.copy())
+        actions.append(action)
+        since += env.act(action) or since > 0
+    return np.array(qpos), np.array(actions), since > 0
+
+
+def adroit_states(task, path=None):
+    """(path, arrays) of recorded Adroit states: an npz with qpos, actions, episode_ends and the model's setting at
+    action repeat 2, or Minari's D4RL data. path: default $DRIFT_DATA/adroit/NAME.npz, else the minari library's folder."""
+    name = task.name.removeprefix("adroit-")
+    places = [Path(path)] if path else [Path(os.environ.get("DRIFT_DATA", "."), "adroit", f"{name}.npz"),
+                                        minari_home() / "D4RL" / name / "expert-v2"]
+    found = next((p for p in places if p.exists()), None)
+    if found is None:
+        raise BadInput(f"no states of {task.name} ({' or '.join(map(str, places))}): give --states FILE, or run `minari "
+                       f"download D4RL/{name}/expert-v2`")
+    return found, (read(found) if found.suffix == ".npz" else read_adroit(found))
+
+
+def replayed(task, arrays, e):
+    """Episode e of adroit_states(): qpos (L, nq), action (L, D_a), True. Raises BadInput if it does not fit the model."""
+    env, setting = simulator(task.name), simulator(task.name).setting
+    with refusing(f"the states are not of {task.name}: qpos, actions, episode_ends and {setting} are needed"):
+        ends = arrays["episode_ends"]
+        steps = np.s_[(ends[e - 1] if e else 0):ends[e]]
+        qpos, actions = arrays["qpos"][steps], arrays["actions"][steps].astype(np.float32)
+        if qpos.shape != (len(actions), env.model.nq) or actions.shape[1] != task.D_a or not np.isfinite(qpos).all():
+            raise BadInput(f"episode {e}: states {qpos.shape} and actions {actions.shape} do not fit {task.name}, whose model "
+                           f"has {env.model.nq} positions and {task.D_a} actions, or are not finite")
+        env.start(0)
+        env.place(arrays[setting][e])
+    return qpos, actions, True
+
+
+def part(name, path, i, folder):
+    """Make episode i of a task as folder/i.npz, or an empty i.failed, unless it is there. Returns whether it is kept."""
+    torch.set_num_threads(1)
+    done, failed = Path(folder) / f"{i}.npz", Path(folder) / f"{i}.failed"
+    if not (done.exists() or failed.exists()):
+        task, env = task_named(name), simulator(name)
+        qpos, action, success = replayed(task, adroit_states(task, path)[1], i) if path else scripted(task, i)
+        if not success:
+            atomic(failed, lambda f: None)
+            return False
+        with refusing(f"{name}, episode {i}"):
+            obs = np.stack([env.observe(q) for q in qpos])
+        S = task.obs_dim - 3 * task.points
+        save_npz(done, state=obs[:, :S], points=obs[:, S:].reshape(len(obs), -1, 3).astype(np.float16), action=action)
+    return done.exists()
+
+
+def clouds(task, episodes, out, *, states=None, start_seed=0, workers=None):
+    """Demonstrations of a point-cloud task into the file out; see the top. states: for Adroit, see adroit_states().
+
+    Points are kept as float16, at most 0.5 mm off. Returns (episodes' lengths, attempts). Raises BadInput if out
+    exists, or more than 9 of 10 attempts fail.
+    """
+    out, path, limit, first = Path(out), "", 10 * episodes + 10, start_seed
+    if out.exists():
+        raise BadInput(f"{out} exists: name a new file with --out, or move it away")
+    if task.group == "adroit":
+        path, arrays = adroit_states(task, states)
+        limit, first = len(arrays.get("episode_ends", ())), 0
+        if episodes > limit:
+            raise BadInput(f"{path} has {limit} episodes: cannot show {episodes}")
+    folder, about = out.parent / f".{out.name}.parts", {"task": task.name, "states": str(path)}
+    if folder.exists() and json.loads((folder / "about.json").read_text()) != about:
+        raise BadInput(f"{folder} holds an interrupted collection of something else: finish that, or delete it")
+    atomic(folder / "about.json", lambda f: f.write(json.dumps(about).encode()))
+    kept, tried, workers = [], 0, workers or os.cpu_count()
+    with ProcessPoolExecutor(workers) as pool, tqdm(total=episodes, unit="episode", disable=None) as bar:
+        while len(kept) < episodes:
+            batch = range(first + tried, first + min(tried + max(episodes - len(kept), workers), limit))
+            if not batch:
+                raise BadInput(f"{len(kept)} of {tried} attempts at {task.name} succeeded: too few for {episodes} episodes")
+            for i, good in zip(batch, pool.map(functools.partial(part, task.name, str(path), folder=folder), batch)):
+                if len(kept) < episodes:
+                    kept, tried = kept + [i] * good, tried + 1
+                    bar.update(len(kept) - bar.n)
+                    bar.set_postfix(attempts=tried)
+    each = [read(folder / f"{i}.npz") for i in kept]
+    lengths = np.array([len(e["action"]) for e in each])
+    save_npz(out, **{k: np.concatenate([e[k] for e in each]) for k in ("state", "points", "action")},
+             episode_ends=lengths.cumsum(), start_seed=np.array(kept))
+    shutil.rmtree(folder)
+    return lengths, tried
+
+
 def main():
     p = Parser(__doc__)
     p.add_argument("--task", default="pusht", help="task of envs.py")
     p.add_argument("--init", nargs="+", metavar="CKPT", help="Push-T: policy checkpoints that act, in turn")
     p.add_argument("--until", type=float, metavar="RETURN", help="locomotion: mean return at which training stops")
-    p.add_argument("--episodes", type=int, default=300, help="episodes to keep")
+    p.add_argument("--episodes", type=int, help="episodes to keep; 10 of a point-cloud task, else 300, if not given")
+    p.add_argument("--states", help="Adroit: recorded states; $DRIFT_DATA/adroit/NAME.npz or Minari's if not given")
     p.add_argument("--record-steps", type=int, help="locomotion: begin no episode after this many steps")
     p.add_argument("--tries", type=int, default=6, help="Push-T: tries from each start state")
     p.add_argument("--start-seed", type=int, default=1_000_000, help="first start seed")
@@ -170,10 +290,19 @@ def main():
     p.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
     p.add_argument("--z-scale", type=float, default=1.0, help="standard deviation of the latents")
     p.add_argument("--one-process", action="store_true", help="all simulators in this process")
-    p.add_argument("--out", help="file or folder to write; demos.npz, or TASK-medium, if not given")
+    p.add_argument("--workers", type=int, help="point clouds: processes; all cores if not given")
+    p.add_argument("--out", help="file or folder to write; if not given demos.npz, TASK-medium, or for a point-cloud task "
+                   "demos/TASK.npz beside this file, where training finds it")
     args = p.parse_args()
-    above_zero(args, "episodes", "tries", "T_a", "record_steps", "max_steps", "envs", "threads")
+    above_zero(args, "episodes", "tries", "T_a", "record_steps", "max_steps", "envs", "threads", "workers")
     task = task_named(args.task)
+    args.episodes = args.episodes or (10 if task.points else 300)
+    if task.points:
+        out = args.out or Path(__file__).parent / "demos" / f"{task.name}.npz"
+        lengths, tried = clouds(task, args.episodes, out, states=args.states, start_seed=args.start_seed,
+                                workers=1 if args.one_process else args.workers)
+        return print(f"{out}: {len(lengths)} episodes of {tried} attempts, {lengths.sum()} steps, {lengths.mean():.0f} an "
+                     f"episode ({lengths.min()} to {lengths.max()})")
     if task.minari:
         return locomotion(args, task, args.out or f"{task.name}-medium")
     if not args.init:

@@ -18,7 +18,7 @@ import numpy as np
 
 from runs import BadInput, atomic
 
-NAMES = ("action", "obs", "state", "keypoint", "episode_ends")      # arrays that loading reads; never img
+NAMES = ("action", "obs", "state", "keypoint", "points", "episode_ends")      # arrays that loading reads; never img
 COMPRESSORS = {None, "blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma"}     # none of them runs code from the data
 FILTERS = {1, 2, 3, 4, 5, 6, 32000}     # HDF5's own and lzf; for any other the library would look for a plugin to run
 LIMIT = 2 ** 30         # bytes; no archive, array, or single chunk that we read comes near
@@ -187,6 +187,31 @@ def read_minari(path, names=None):
                 for g, n, end in zip(groups, lengths, ends):
                     f[g][theirs].read_direct(arrays[ours], np.s_[:n], np.s_[end - n:end])
         return {**arrays, "episode_ends": ends} if names is None or "episode_ends" in names else arrays
+
+
+def read_adroit(path, repeat=2):
+    """Recorded states of Minari's D4RL Adroit data, every `repeat`-th step with the mean of the actions up to the next:
+    {qpos (N, nq), actions (N, D_a), episode_ends (E,), and of the model's settings board_pos, door_body_pos or
+    desired_orien (E, ·)}. Raises BadInput.
+    """
+    import h5py
+    file = minari_file(path)
+    if file is None or not file.is_file():
+        raise BadInput(f"{path} is not a Minari data set (no data/{MAIN})")
+    rows = []
+    with refusing(f"{file} holds no Adroit states, or is damaged: {AGAIN}"), h5py.File(file, "r") as f:
+        for e in range(sum(name.startswith("episode_") for name in f)):
+            episode = hdf5_node(f, f"episode_{e}", h5py.Group, file)
+            inside = episode if "state" in episode else hdf5_node(episode, "infos", h5py.Group, file)
+            state = hdf5_node(inside, "state", h5py.Group, file) if "state" in inside else inside
+            get = lambda group, name: hdf5_array(group, name, "f", file)[...]
+            actions, qpos = get(episode, "actions"), get(state, "qpos")
+            n = len(actions) // repeat
+            settings = {k: get(state, k)[0] for k in ("board_pos", "door_body_pos", "desired_orien") if k in state}
+            rows.append({"qpos": qpos[:n * repeat:repeat], "actions": actions[:n * repeat].reshape(n, repeat, -1).mean(1),
+                         **settings})
+    return {k: (np.concatenate if k in ("qpos", "actions") else np.stack)([r[k] for r in rows]) for k in rows[0]} | {
+        "episode_ends": np.cumsum([len(r["qpos"]) for r in rows])}
 
 
 def metadata(file):

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import nn
 
+from encoders import LowDim, Points
 from runs import BadInput, load_torch, save_torch
 from unet import EMBED, UNet1d
 
@@ -42,8 +43,29 @@ class Normalizer(nn.Module):
         return y * half + mid
 
 
+def bounds(y, points=0):
+    """Minimum and maximum (D,) of each dimension of y (N, D); of the x, y, z of a cloud of that many points at its end,
+    over all of them."""
+    lo, hi = y.amin(0), y.amax(0)
+    if points:
+        xyz = y[:, -3 * points:].unflatten(1, (points, 3))
+        lo[-3 * points:], hi[-3 * points:] = xyz.amin((0, 1)).repeat(points), xyz.amax((0, 1)).repeat(points)
+    return lo, hi
+
+
+def encode(obs, norm, encoder):
+    """Observations (B, T_o, obs_dim) in data units -> features (B, encoder.size): normalised, split, encoded."""
+    y, n = norm(obs), encoder.points
+    S = y.shape[-1] - 3 * n
+    return encoder({"state": y[..., :S], "points": y[..., S:].reshape(*y.shape[:-1], n, 3)})
+
+
 class Policy(nn.Module):
-    """One-step policy. shape: dict of task, obs_dim, D_a, T_o, T_p, T_a, dims; obs_range, action_range: (lo, hi)."""
+    """One-step policy.
+
+    shape: dict of task, obs_dim, D_a, T_o, T_p, T_a, dims, and points if observations end in a cloud; obs_range,
+    action_range: (lo, hi).
+    """
 
     def __init__(self, shape, obs_range=None, action_range=None):
         super().__init__()
@@ -53,8 +75,10 @@ class Policy(nn.Module):
         self.z_scale = 1.0      # below 1, `act` draws latents nearer to 0: less varied chunks
         self.norm_obs = Normalizer(*(obs_range or 2 * [torch.zeros(self.obs_dim)]))
         self.norm_action = Normalizer(*(action_range or 2 * [torch.zeros(self.D_a)]))
+        n = shape.get("points", 0)
+        self.encoder = Points(self.T_o, self.obs_dim - 3 * n, n) if n else LowDim(self.T_o, self.obs_dim)
         try:
-            self.net = UNet1d(self.D_a, self.T_o * self.obs_dim, shape["dims"])
+            self.net = UNet1d(self.D_a, self.encoder.size, shape["dims"])
             self.net.check_horizon(self.T_p)
         except ValueError as e:
             raise BadInput(str(e)) from e
@@ -68,7 +92,7 @@ class Policy(nn.Module):
         if obs.shape[1:] != (self.T_o, self.obs_dim):
             raise BadInput(f"observations {tuple(obs.shape)} do not fit this policy: it takes "
                            f"(B, {self.T_o}, {self.obs_dim})")
-        return self.norm_obs(obs).flatten(1)
+        return encode(obs, self.norm_obs, self.encoder)
 
     def latent(self, *size, generator=None):
         """z ~ N(0, I) of shape (*size, T_p, D_a)."""
@@ -146,7 +170,7 @@ class Actor(nn.Module):
         super().__init__()
         self.policy, self.calls = policy, calls
         low, high = map(math.log, sigma_range)
-        self.low, self.width = low, high - low
+        self.low, self.width, self.shift = low, high - low, 0.0     # shift of log sigma and its bounds: annealing
         self.head = nn.Linear(EMBED, policy.T_a * policy.D_a).to(policy.device)
         nn.init.zeros_(self.head.weight)
         share = (math.log(sigma) - low) / self.width
@@ -161,4 +185,4 @@ class Actor(nn.Module):
         net = self.policy.net
         h = net.embed(self.policy.features(obs))                               # (B, EMBED)
         mu = sum(net.generate(z, h) for _ in range(self.calls)) / self.calls
-        return mu, self.low + self.width * torch.sigmoid(self.head(h).unflatten(-1, (self.policy.T_a, -1)))
+        return mu, self.shift + self.low + self.width * torch.sigmoid(self.head(h).unflatten(-1, (self.policy.T_a, -1)))

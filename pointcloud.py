@@ -1,0 +1,197 @@
+"""Point clouds straight from MuJoCo by casting rays: no OpenGL, no display, no GPU.
+
+A camera is a pose and a field of view; every pixel is a ray (`mj_multiRay`), every hit a point in world coordinates.
+What lies outside a box in the world is dropped, and farthest-point sampling keeps n points of the rest (3D Diffusion
+Policy's pre-processing, arXiv 2403.03954). Rays meet what the model says now, so cast them in a private MjData that
+`settle` has brought up to date: live data lags one sub-step behind its qpos.
+
+  python pointcloud.py --task metaworld-assembly --png cloud.png
+"""
+import time
+from dataclasses import dataclass, replace
+
+import mujoco
+import numpy as np
+
+VISIBLE = (0, 1, 2)     # groups of geoms and sites that MuJoCo's own viewer shows
+
+
+@dataclass(frozen=True)
+class Camera:
+    """pos (3,) and quat (w, x, y, z) in the world, looking down its own -z, x to the right; fovy in degrees; size pixels."""
+    pos: tuple
+    quat: tuple
+    fovy: float = 45.0
+    size: int = 84
+
+    @classmethod
+    def named(cls, model, name, size=84, **change):
+        """The model's fixed camera of that name; change: fields to set otherwise. ValueError if there is none."""
+        i = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
+        if i < 0:
+            raise ValueError(f"the model has no camera {name!r}: it has "
+                             f"{', '.join(model.camera(j).name for j in range(model.ncam)) or 'none'}")
+        found = {"pos": tuple(model.cam_pos[i]), "quat": tuple(model.cam_quat[i]), "fovy": float(model.cam_fovy[i])}
+        return cls(**{**found, "size": size, **change})
+
+    @classmethod
+    def looking(cls, pos, at, fovy=45.0, size=84):
+        """From pos to at, both (3,), the picture's upper side up."""
+        back = np.subtract(pos, at) / np.linalg.norm(np.subtract(pos, at))
+        right = np.cross([0, 0, 1], back) / np.linalg.norm(np.cross([0, 0, 1], back))
+        quat = np.empty(4)
+        mujoco.mju_mat2Quat(quat, np.stack([right, np.cross(back, right), back], 1).ravel())
+        return cls(tuple(pos), tuple(quat), fovy, size)
+
+    def directions(self):
+        """Unit vectors through the pixels' centres, (size * size, 3), row after row from the top left."""
+        half = self.size / 2
+        right, down = np.meshgrid(*2 * [np.arange(self.size) + 0.5 - half])
+        ahead = np.full_like(right, half / np.tan(np.deg2rad(self.fovy) / 2))
+        rays = np.stack([right, -down, -ahead], -1).reshape(-1, 3)
+        R = np.empty(9)
+        mujoco.mju_quat2Mat(R, np.asarray(self.quat, float))
+        return rays / np.linalg.norm(rays, axis=1, keepdims=True) @ R.reshape(3, 3).T
+
+
+def settle(model, data, qpos, qvel=None):
+    """Put a state into data and bring all poses up to date, without a step. qpos (nq,), qvel (nv,)."""
+    if len(qpos) != model.nq or (qvel is not None and len(qvel) != model.nv):
+        raise ValueError(f"a state of {len(qpos)} positions does not fit this model, which has {model.nq} "
+                         f"(and {model.nv} velocities)")
+    data.qpos[:] = qpos
+    if qvel is not None:
+        data.qvel[:] = qvel
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    mujoco.mj_camlight(model, data)
+
+
+def cast(model, data, camera, groups=VISIBLE):
+    """One ray a pixel -> points (size * size, 3) in world coordinates, NaN where nothing is hit, and what was hit:
+    a geom's id, ngeom + a site's id, or -1.
+
+    groups: the groups of geoms and sites that rays see. Of sites, which MuJoCo's rays pass through though its renderer
+    draws them, spheres are hit: they mark the goals of Meta-World.
+    """
+    rays = camera.directions()
+    hit, distance = np.empty(len(rays), np.int32), np.empty(len(rays))
+    seen = np.isin(np.arange(6), groups).astype(np.uint8)
+    pos = np.asarray(camera.pos, float)
+    mujoco.mj_multiRay(model, data, pos, rays.ravel(), seen, 1, -1, hit, distance, len(rays), mujoco.mjMAXVAL)
+    sites = np.flatnonzero((model.site_type == mujoco.mjtGeom.mjGEOM_SPHERE) & np.isin(model.site_group, groups)
+                           & (model.site_rgba[:, 3] > 0))
+    if len(sites):
+        to = data.site_xpos[sites] - pos                                       # (M, 3)
+        along = rays @ to.T                                                    # (size * size, M)
+        inside = along ** 2 - (to ** 2).sum(1) + model.site_size[sites, 0] ** 2
+        near = np.where((inside > 0) & (along > 0), along - np.sqrt(np.maximum(inside, 0)), np.inf)
+        first = near.argmin(1)
+        near = near[np.arange(len(rays)), first]
+        closer = near < np.where(hit >= 0, distance, np.inf)
+        distance[closer], hit[closer] = near[closer], model.ngeom + sites[first[closer]]
+    return np.where(hit[:, None] >= 0, pos + distance[:, None] * rays, np.nan), hit
+
+
+def farthest(points, n):
+    """Indices (n,) of a farthest-point sample of points (N, 3), from the first on; all of them, repeated, if N < n.
+
+    Each next point is the one farthest from those taken. Raises ValueError without points or with NaN.
+    """
+    if not len(points) or not np.isfinite(points).all():
+        raise ValueError(f"{len(points)} points, {np.isnan(points).any(-1).sum()} of them NaN: cannot sample {n}")
+    if len(points) <= n:
+        return np.arange(n) % len(points)
+    xyz, taken, nearest = np.ascontiguousarray(points.T), np.zeros(n, np.int64), np.full(len(points), np.inf, points.dtype)
+    for k in range(1, n):
+        last = xyz[:, taken[k - 1]]
+        distance = (xyz[0] - last[0]) ** 2 + (xyz[1] - last[1]) ** 2 + (xyz[2] - last[2]) ** 2
+        np.minimum(nearest, distance, out=nearest)
+        taken[k] = nearest.argmax()
+    return taken
+
+
+def colours(model, hit):
+    """RGB in [0, 1] of what `cast` hit (N,), its material's or its own -> (N, 3)."""
+    own = np.concatenate([model.geom_rgba, model.site_rgba])[hit, :3]
+    material = np.concatenate([model.geom_matid, model.site_matid])[hit]
+    return np.where(material[:, None] >= 0, model.mat_rgba[material, :3], own) if model.nmat else own
+
+
+def capture(model, data, camera, box, n=512, *, groups=VISIBLE, colour=False):
+    """The cloud a policy sees: (n, 3) float32 world coordinates, or (n, 6) with each geom's colour.
+
+    box ((x, y, z) low, (x, y, z) high): what is kept. Raises ValueError if no point lies inside.
+    """
+    points, hit = cast(model, data, camera, groups)
+    low, high = np.asarray(box)
+    inside = ((points > low) & (points < high)).all(1)                         # NaN is outside
+    if not inside.any():
+        raise ValueError(f"no point inside the crop box {np.round(low, 3).tolist()} to {np.round(high, 3).tolist()}: "
+                         "move the camera, or widen the box")
+    points, hit = points[inside].astype(np.float32), hit[inside]
+    i = farthest(points, n)
+    return np.concatenate([points[i], colours(model, hit[i]).astype(np.float32)], 1) if colour else points[i]
+
+
+def picture(model, data, camera, groups=VISIBLE):
+    """What the camera sees, by rays: colours shaded by the angle of the surface -> (size, size, 3) uint8."""
+    points, hit = cast(model, data, camera, groups)
+    grid = points.reshape(camera.size, camera.size, 3)
+    normal = np.cross(np.gradient(grid, axis=0), np.gradient(grid, axis=1))    # NaN at the rim of what is hit
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-12
+    facing = np.abs((normal.reshape(-1, 3) * camera.directions()).sum(1, keepdims=True))
+    shade = np.where(hit[:, None] >= 0, colours(model, hit) * (0.35 + 0.65 * np.nan_to_num(facing)), 1.0)
+    return (255 * shade).astype(np.uint8).reshape(camera.size, camera.size, 3)
+
+
+def draw(axes, cloud, box):
+    """Scatter a cloud (n, 3) in its crop box into matplotlib 3-D axes, coloured by height."""
+    low, high = np.asarray(box, float)
+    low, high = np.maximum(low, cloud.min(0) - 0.02), np.minimum(high, cloud.max(0) + 0.02)
+    axes.scatter(*cloud.T, c=cloud[:, 2], s=3, cmap="viridis")
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+    axes.set_box_aspect(high - low)
+
+
+def main():
+    from matplotlib.figure import Figure
+    from envs import task_named             # of the floor above: only this command knows tasks
+    from runs import BadInput, Parser, above_zero, atomic
+    p = Parser("Draw the point cloud that a task's policy sees: the camera's picture, and the cloud from two sides.")
+    p.add_argument("--task", required=True, help="task of envs.py that is seen as a point cloud")
+    p.add_argument("--seed", type=int, default=100_000, help="start seed")
+    p.add_argument("--png", help="picture to write; TASK.png if not given")
+    p.add_argument("--size", type=int, help="pixels a side of the camera; the task's if not given")
+    p.add_argument("--groups", type=int, nargs="+", default=list(VISIBLE), help="groups of geoms and sites that are seen")
+    args = p.parse_args()
+    above_zero(args, "size")
+    task = task_named(args.task)
+    if not task.points:
+        raise BadInput(f"{task.name} is not seen as a point cloud")
+    env = task.env()
+    env.reset(seed=args.seed)
+    model, data, box = env.model, env.settled(), env.box
+    camera = replace(env.camera, size=args.size or env.camera.size)
+    t0 = time.perf_counter()
+    try:
+        cloud = capture(model, data, camera, box, task.points, groups=args.groups)
+    except ValueError as e:
+        raise BadInput(str(e)) from e
+    ms = 1e3 * (time.perf_counter() - t0)
+    fig = Figure(figsize=(12, 4), layout="constrained")
+    seen = fig.add_subplot(1, 3, 1)
+    seen.imshow(picture(model, data, replace(camera, size=200), args.groups))
+    seen.set(xticks=[], yticks=[], title=f"{task.name}, seed {args.seed}")
+    for i, (elev, azim) in enumerate(((25, -60), (80, -90)), 2):
+        axes = fig.add_subplot(1, 3, i, projection="3d", elev=elev, azim=azim)
+        draw(axes, cloud, box)
+    png = args.png or f"{task.name}.png"
+    atomic(png, lambda f: fig.savefig(f, format="png", dpi=100))
+    print(f"{png}: {len(np.unique(cloud, axis=0))} points of {camera.size} x {camera.size} rays, {ms:.1f} ms, "
+          f"from {cloud.min(0).round(3).tolist()} to {cloud.max(0).round(3).tolist()} m")
+
+
+if __name__ == "__main__":
+    from runs import cli
+    cli(main)
