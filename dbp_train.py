@@ -27,7 +27,8 @@ from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, 
 
 PAPER_DIMS, SMALL_DIMS, TINY_DIMS = (512, 1024, 2048), (64, 128, 256), (64, 128)
 LOG_EVERY = 50
-FREE_ON_RESUME = {"resume", "out", "data", "init", "device", "threads", "save_every", "eval_every", "episodes"}
+FREE_ON_RESUME = {"resume", "out", "data", "init", "device", "threads", "save_every", "eval_every", "episodes",
+                  "one_process"}
 SNAPSHOT_STEPS = (0, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)    # moments shown in hypotheses.png
 
 
@@ -72,6 +73,7 @@ def parse():
     g.add_argument("--save-every", type=int, default=500, help="steps between saves")
     g.add_argument("--eval-every", type=int, default=0, help="steps between evaluations; 0: only at the end")
     g.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
+    g.add_argument("--one-process", action="store_true", help="evaluate with all simulators in this process")
     return p.parse_args()
 
 
@@ -213,7 +215,7 @@ def train(args):
             snapshots[step] = ema_policy()(shown[0], z_shown).clone().cpu()
 
     def score():
-        result, _ = evaluate(ema_policy(), task, args.episodes)
+        result, _ = evaluate(ema_policy(), task, args.episodes, workers=not args.one_process)
         if not any(r["step"] == step and "score" in r for r in run.rows):          # a finished run, resumed
             run.log(step, minutes=minutes, **{k: result[k] for k in ("score", "success", "seconds") if k in result},
                     score_low=result["score_95"][0], score_high=result["score_95"][1])

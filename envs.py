@@ -5,8 +5,9 @@ numbers; 300 steps; score = the highest min(coverage / 0.95, 1) reached; start s
 Walker2d, HalfCheetah and Ant are gymnasium's v5 environments; score = the return of 1000 steps. Meta-World (34 tasks)
 and Adroit (3) are seen as a point cloud and the robot's own state, as in 3D Diffusion Policy; score = success.
 """
+import contextlib
 import difflib
-import warnings
+import io
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
@@ -194,7 +195,7 @@ class Adroit(CloudEnv):
     def __init__(self, name):
         self.first, D_a, self.setting, self.array, self.body, self.camera, z = self.TASKS[name]
         self.box = ((-9, -9, z), (9, 9, 9))
-        with warnings.catch_warnings(action="ignore"):                 # about the dense reward, which is not used
+        with contextlib.redirect_stderr(io.StringIO()):                # a note about the dense reward, which is not used
             import gymnasium_robotics                                  # slow to import
             gym.register_envs(gymnasium_robotics)
             self._ready(gym.make(f"AdroitHand{name.title()}-v1").unwrapped, 24, D_a)

@@ -1,0 +1,58 @@
+"""reproduce.py: the summary's arithmetic, tables that grow row by row, runs that are not made twice."""
+import csv
+
+import numpy as np
+import pytest
+
+import reproduce
+from conftest import cli as command
+from data import save_npz
+from envs import TASKS
+
+
+def run(task, seed, top, last):
+    return {"task": task, "group": TASKS[task].group, "seed": str(seed), "top": str(top), "last": str(last)}
+
+
+def test_paper_rows():
+    """The paper's averages are those of its 37 tasks, not of its columns; OMP's stands 0.4 below its own columns'."""
+    sizes = [1, 1, 1, 21, 4, 4, 5]
+    off = [average - np.dot(columns, sizes) / 37 for *columns, average in reproduce.TABLE_2.values()]
+    np.testing.assert_allclose(off, [0, -0.41, 0], atol=0.06)
+    assert len(reproduce.CLOUDS) == 37
+
+
+def test_summary():
+    rows = [run("metaworld-door-open", 0, 1.0, 0.8), run("metaworld-door-open", 1, 0.8, 0.6),
+            run("metaworld-reach", 0, 0.5, 0.4), run("adroit-pen", 0, 0.7, 0.6)]
+    text = reproduce.summary(rows).splitlines()
+    assert [c.strip() for c in text[0].split("|")[2:-1]] == [*reproduce.COLUMNS, "all 37"]
+    top, last = ([c.strip() for c in line.split("|")[2:-1]] for line in text[-2:])
+    assert top == ["—", "—", "70.0 (1 task, 1 runs)", "70.0 ± 10.0 (2 tasks, 3 runs)", "—", "—", "—", "—"]
+    assert last[3] == "55.0 ± 10.0 (2 tasks, 3 runs)"
+
+
+def test_merge(tmp_path):
+    path = tmp_path / "t.csv"
+    reproduce.merge(path, {"a": 1, "b": 2}, "a")
+    reproduce.merge(path, {"a": 2, "b": 3}, "a")
+    assert reproduce.merge(path, {"a": 1, "b": 9, "c": 0}, "a")[-1] == {"a": "1", "b": "9", "c": "0"}
+    assert [r["b"] for r in csv.DictReader(open(path))] == ["3", "9"]
+
+
+def test_pointcloud(tmp_path, monkeypatch, capsys):
+    """A run by the protocol, twice: the second time only the table is written again."""
+    task, rng = TASKS["metaworld-reach"], np.random.default_rng(0)
+    save_npz(tmp_path / "metaworld-reach.npz", state=rng.normal(size=(40, 9)), points=rng.normal(size=(40, 512, 3)),
+             action=rng.uniform(-1, 1, (40, 4)), episode_ends=np.array([20, 40]))
+    monkeypatch.setenv("DRIFT_DATA", str(tmp_path))
+    flags = ["reproduce.py", "pointcloud", "--tasks", task.name, "--seeds", 0, "--epochs", 2, "--every", 1, "--demos", 2,
+             "--episodes", 1, "--dims", 8, 16, "--device", "cpu", "--out", tmp_path / "runs", "--results", tmp_path / "results"]
+    code, text, err = command(*flags)
+    assert code == 0 and "metaworld-reach, seed 0: last 0.00" in text and "| DBP, the paper | 100 |" in text, err
+    row, = csv.DictReader(open(tmp_path / "results" / "pointcloud.csv"))
+    assert row["of"].endswith("of 1") and row["steps"] == "4" and row["epochs"] == "2" and row["commit"] and row["date"]
+    again = command(*flags)[1]
+    assert "dbp_train.py" in text and "dbp_train.py" not in again and again.splitlines()[-7:] == text.splitlines()[-7:]
+    code, _, err = command("reproduce.py", "pointcloud", "--tasks", "hopper")
+    assert code == 2 and "hopper: not seen as a point cloud" in err
