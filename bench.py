@@ -3,25 +3,29 @@
   python bench.py train    one training step with the drift loss against the same step with a plain MSE loss
   python bench.py infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
   python bench.py ppo      Stage 2: rates of roll-out and update, shares of simulator, network and update
+  python bench.py clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL is present
 """
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import torch
 
 from drift import chunk_loss
 from envs import TASKS, task_named
+from pointcloud import cast, farthest, promising
 from policy import Policy
 from runs import BadInput, Parser, above_zero, atomic, check_device, cli, read_log, versions
 
 
 def make_policy(dims, device, task=TASKS["pusht"]):
-    shape = {k: getattr(task, k) for k in ("obs_dim", "D_a", "T_o", "T_p", "T_a")}
+    shape = {k: getattr(task, k) for k in ("obs_dim", "D_a", "T_o", "T_p", "T_a", "points")}
     torch.manual_seed(0)
     unit = lambda d: (-torch.ones(d), torch.ones(d))
     return Policy({"task": task.name, "dims": dims, **shape}, unit(task.obs_dim), unit(task.D_a)).to(device)
@@ -136,10 +140,48 @@ def ppo(args):
             "update_rate_ratio": ratio("update_samples_per_s")}
 
 
+def clouds(args):
+    """Milliseconds of each part of a cloud, and of rendered depth turned into one, in turn on the same state."""
+    env = task_named(args.task if task_named(args.task).points else "metaworld-assembly").env()
+    env.reset(seed=0)
+    model, data, camera = env.model, env.settled(), env.camera
+    low, high = np.asarray(env.box)
+    keep = lambda points: points[((points > low) & (points < high)).all(1)].astype(np.float32)
+    points = keep(cast(model, data, camera)[0])
+    parts = {"settle": env.settled, "all rays": lambda: cast(model, data, camera), "sampling": lambda: farthest(points, 512),
+             "observation": env.observe}
+    parts["rays"] = lambda: cast(model, data, camera, only=promising(model, data, camera, env.box))
+    try:
+        if os.environ.get("MUJOCO_GL") not in ("egl", "osmesa"):               # making a window without a display may crash
+            raise ImportError("MUJOCO_GL is not set")
+        renderer = mujoco.Renderer(model, camera.size, camera.size)
+        free = mujoco.MjvCamera()               # where the ray camera stands: its pose as azimuth and elevation
+        ahead = -camera.matrix()[:, 2]
+        free.lookat, free.distance = np.asarray(camera.pos) + ahead, 1.0
+        free.azimuth, free.elevation = np.rad2deg(np.arctan2(ahead[1], ahead[0])), np.rad2deg(np.arcsin(ahead[2]))
+        fovy, model.vis.global_.fovy = model.vis.global_.fovy, camera.fovy
+        renderer.enable_depth_rendering()
+        rays = camera.directions()
+
+        def rendered():
+            renderer.update_scene(data, free)
+            return farthest(keep(np.asarray(camera.pos) + renderer.render().ravel()[:, None] / (rays @ ahead)[:, None] * rays), 512)
+        parts["rendered depth and sampling"] = rendered
+    except Exception as e:      # the kind depends on the GL platform
+        print(f"rendered depth is not timed: no OpenGL ({type(e).__name__}: {e}): set MUJOCO_GL=egl or osmesa")
+    times = {name: [] for name in parts}
+    for i in range(args.n + 3):
+        for name, part in parts.items():
+            t0 = time.perf_counter()
+            part()
+            times[name].append(time.perf_counter() - t0)
+    return {"points_in_crop": len(points), "rays": camera.size ** 2, **{k: quantiles(v[3:]) for k, v in times.items()}}
+
+
 def main():
     p = Parser(__doc__)
-    p.add_argument("what", choices=("train", "infer", "ppo"))
-    p.add_argument("--task", default="pusht", choices=list(TASKS), help="task (ppo)")
+    p.add_argument("what", choices=("train", "infer", "ppo", "clouds"))
+    p.add_argument("--task", default="pusht", choices=list(TASKS), help="task (ppo, clouds)")
     p.add_argument("--envs", type=int, help="simulators; dbpo_ppo.py's default if not given (ppo)")
     p.add_argument("--chunks", type=int, help="chunk steps an iteration; likewise (ppo)")
     p.add_argument("--turns", type=int, default=2, help="runs of each kind, in turn (ppo)")
@@ -159,7 +201,7 @@ def main():
     check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    figures = {"train": train, "infer": infer, "ppo": ppo}[args.what](args)
+    figures = {"train": train, "infer": infer, "ppo": ppo, "clouds": clouds}[args.what](args)
     result = {"bench": args.what, "flags": vars(args), "versions": versions(), **figures}
     print(json.dumps(result, indent=1))
     if args.json:

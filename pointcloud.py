@@ -1,6 +1,6 @@
 """Point clouds straight from MuJoCo by casting rays: no OpenGL, no display, no GPU.
 
-A camera is a pose and a field of view; every pixel is a ray (`mj_multiRay`), every hit a point in world coordinates.
+A camera is a pose and a field of view; every pixel is a ray (`mj_ray`), every hit a point in world coordinates.
 What lies outside a box in the world is dropped, and farthest-point sampling keeps n points of the rest (3D Diffusion
 Policy's pre-processing, arXiv 2403.03954). Rays meet what the model says now, so cast them in a private MjData that
 `settle` has brought up to date: live data lags one sub-step behind its qpos.
@@ -49,9 +49,13 @@ class Camera:
         right, down = np.meshgrid(*2 * [np.arange(self.size) + 0.5 - half])
         ahead = np.full_like(right, half / np.tan(np.deg2rad(self.fovy) / 2))
         rays = np.stack([right, -down, -ahead], -1).reshape(-1, 3)
+        return rays / np.linalg.norm(rays, axis=1, keepdims=True) @ self.matrix().T
+
+    def matrix(self):
+        """Its axes in the world, columns right, up, back, (3, 3)."""
         R = np.empty(9)
         mujoco.mju_quat2Mat(R, np.asarray(self.quat, float))
-        return rays / np.linalg.norm(rays, axis=1, keepdims=True) @ R.reshape(3, 3).T
+        return R.reshape(3, 3)
 
 
 def settle(model, data, qpos, qvel=None):
@@ -67,30 +71,58 @@ def settle(model, data, qpos, qvel=None):
     mujoco.mj_camlight(model, data)
 
 
-def cast(model, data, camera, groups=VISIBLE):
+def seen_spheres(model, data, groups):
+    """Sites that `cast` hits: ids (M,) of the spheres among those of the groups that are not transparent."""
+    return np.flatnonzero((model.site_type == mujoco.mjtGeom.mjGEOM_SPHERE) & np.isin(model.site_group, groups)
+                          & (model.site_rgba[:, 3] > 0))
+
+
+def near_spheres(rays, pos, centre, radius):
+    """Where rays (N, 3) from pos enter spheres, centre (M, 3), radius (M,): distances (N, M), inf where they do not."""
+    to = centre - pos
+    along = rays @ to.T
+    inside = along ** 2 - (to ** 2).sum(1) + radius ** 2
+    return np.where((inside > 0) & (along > -radius), along - np.sqrt(np.maximum(inside, 0)), np.inf)
+
+
+def promising(model, data, camera, box, groups=VISIBLE):
+    """Which rays (N,) can meet anything inside the box: those through the bounding spheres of what reaches into it."""
+    low, high = np.asarray(box)
+    R = data.geom_xmat.reshape(-1, 3, 3)
+    centre = data.geom_xpos + np.einsum("gij,gj->gi", R, model.geom_aabb[:, :3])
+    half = np.einsum("gij,gj->gi", np.abs(R), model.geom_aabb[:, 3:])
+    inside = ((centre + half > low) & (centre - half < high)).all(1) & np.isin(model.geom_group, groups)
+    sites = seen_spheres(model, data, groups)
+    centre = np.concatenate([centre[inside], data.site_xpos[sites]])
+    radius = np.concatenate([np.linalg.norm(half[inside], axis=1), model.site_size[sites, 0]])
+    return (near_spheres(camera.directions(), np.asarray(camera.pos, float), centre, radius) < np.inf).any(1)
+
+
+def cast(model, data, camera, groups=VISIBLE, only=None):
     """One ray a pixel -> points (size * size, 3) in world coordinates, NaN where nothing is hit, and what was hit:
     a geom's id, ngeom + a site's id, or -1.
 
-    groups: the groups of geoms and sites that rays see. Of sites, which MuJoCo's rays pass through though its renderer
-    draws them, spheres are hit: they mark the goals of Meta-World.
+    groups: the groups of geoms and sites that rays see; only: a mask of the rays to cast. Of sites, which MuJoCo's rays
+    pass through though its renderer draws them, spheres are hit: they mark the goals of Meta-World. The loop is over
+    mj_ray, because mj_multiRay (MuJoCo 3.3.0) passes through large geoms, and through many seen from straight above.
     """
-    rays = camera.directions()
-    hit, distance = np.empty(len(rays), np.int32), np.empty(len(rays))
-    seen = np.isin(np.arange(6), groups).astype(np.uint8)
-    pos = np.asarray(camera.pos, float)
-    mujoco.mj_multiRay(model, data, pos, rays.ravel(), seen, 1, -1, hit, distance, len(rays), mujoco.mjMAXVAL)
-    sites = np.flatnonzero((model.site_type == mujoco.mjtGeom.mjGEOM_SPHERE) & np.isin(model.site_group, groups)
-                           & (model.site_rgba[:, 3] > 0))
+    rays, pos = camera.directions(), np.asarray(camera.pos, float)
+    only = np.ones(len(rays), bool) if only is None else only
+    seen, found = np.isin(np.arange(6), groups).astype(np.uint8), np.empty(1, np.int32)
+    hit, distance = np.full(len(rays), -1), np.full(len(rays), np.inf)
+    for i in np.flatnonzero(only):
+        distance[i] = mujoco.mj_ray(model, data, pos, rays[i], seen, 1, -1, found)
+        hit[i] = found[0]
+    distance[hit < 0] = np.inf
+    sites = seen_spheres(model, data, groups)
     if len(sites):
-        to = data.site_xpos[sites] - pos                                       # (M, 3)
-        along = rays @ to.T                                                    # (size * size, M)
-        inside = along ** 2 - (to ** 2).sum(1) + model.site_size[sites, 0] ** 2
-        near = np.where((inside > 0) & (along > 0), along - np.sqrt(np.maximum(inside, 0)), np.inf)
-        first = near.argmin(1)
-        near = near[np.arange(len(rays)), first]
-        closer = near < np.where(hit >= 0, distance, np.inf)
-        distance[closer], hit[closer] = near[closer], model.ngeom + sites[first[closer]]
-    return np.where(hit[:, None] >= 0, pos + distance[:, None] * rays, np.nan), hit
+        near = near_spheres(rays[only], pos, data.site_xpos[sites], model.site_size[sites, 0])
+        closer = np.zeros(len(rays), bool)
+        closer[only] = near.min(1) < distance[only]
+        first, near = near.argmin(1)[closer[only]], near.min(1)[closer[only]]
+        distance[closer], hit[closer] = near, model.ngeom + sites[first]
+    distance[hit < 0] = np.nan
+    return pos + distance[:, None] * rays, hit
 
 
 def farthest(points, n):
@@ -123,7 +155,7 @@ def capture(model, data, camera, box, n=512, *, groups=VISIBLE, colour=False):
 
     box ((x, y, z) low, (x, y, z) high): what is kept. Raises ValueError if no point lies inside.
     """
-    points, hit = cast(model, data, camera, groups)
+    points, hit = cast(model, data, camera, groups, promising(model, data, camera, box, groups))
     low, high = np.asarray(box)
     inside = ((points > low) & (points < high)).all(1)                         # NaN is outside
     if not inside.any():

@@ -53,3 +53,14 @@ def official():
         if path.name == name and path.is_dir():
             return path
     pytest.skip(f"set DRIFT_DATA to a folder that holds {name}")
+
+
+def make_renderer(model, size):
+    """MuJoCo's renderer; skips without OpenGL. Asked for by name, as making a window without a display may crash."""
+    import mujoco
+    if os.environ.get("MUJOCO_GL") not in ("egl", "osmesa"):
+        pytest.skip("needs OpenGL without a display: set MUJOCO_GL=egl or osmesa")
+    try:
+        return mujoco.Renderer(model, size, size)
+    except Exception as e:      # the kind depends on the GL platform
+        pytest.skip(f"no OpenGL by MUJOCO_GL={os.environ['MUJOCO_GL']} ({type(e).__name__})")
