@@ -30,10 +30,11 @@ RAMP = 5                   # iterations in which the actor's learning rate rises
 CHOICE_SEED = 200_000      # first start seed of the evaluations that choose best.pt
 # What depends on the task: see --help for the meaning. Locomotion's are per chunk of 4 steps, Push-T's of 8.
 DEFAULTS = {
-    "pusht": dict(envs=100, chunks=38, iters=110, batch=950, epochs=2, lr=3e-5, sigma=0.05, sigma_range=(0.02, 0.1),
-                  gae_lambda=0.4, anchor=0.3, anchor_iters=50, bonus=1.0, shaping=1.0),
-    None: dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=5e-5, sigma=0.1, sigma_range=(0.05, 0.2),
-               gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0, shaping=0.0),
+    "pusht": dict(envs=150, chunks=38, iters=100, batch=1425, epochs=2, lr=1e-4, target_kl=0.1, sigma=0.15,
+                  sigma_range=(0.04, 0.3), sigma_final=0.03, gae_lambda=0.5, anchor=0.05, anchor_iters=50, bonus=1.0,
+                  shaping=1.0),
+    None: dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=5e-5, target_kl=0.06, sigma=0.1,
+               sigma_range=(0.05, 0.2), gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0, shaping=0.0),
 }
 
 
@@ -47,7 +48,7 @@ def parse():
     g.add_argument("--sigma", type=float, help="initial noise sigma, normalised action units (Eq. 44); by task")
     g.add_argument("--sigma-range", type=float, nargs=2, metavar=("MIN", "MAX"), help="its bounds (Eq. 45); by task")
     g.add_argument("--sigma-final", type=float, help="what --sigma, and its bounds by the same factor, shrink to, evenly in "
-                   "its logarithm over all iterations; by task")
+                   "its logarithm over all iterations; by task, else --sigma")
     g = p.add_argument_group("roll-out")
     g.add_argument("--envs", type=int, help="simulators N; by task")
     g.add_argument("--chunks", type=int, help="chunk steps S of each simulator an iteration; by task")
@@ -68,7 +69,7 @@ def parse():
     g.add_argument("--lr-critic", type=float, default=1e-3, help="critic's learning rate, same schedule")
     g.add_argument("--clip", type=float, default=0.2, help="epsilon of the ratio's clip")
     g.add_argument("--clip-value", type=float, default=0.0, help="clip of the value's change; 0: none")
-    g.add_argument("--target-kl", type=float, default=0.06, help="no further epoch once an epoch's KL is above")
+    g.add_argument("--target-kl", type=float, help="no further epoch once an epoch's KL is above; by task")
     g.add_argument("--c-v", type=float, default=1.0, help="weight c_v of the value loss")
     g.add_argument("--c-e", type=float, default=0.0, help="weight c_e of the entropy")
     g.add_argument("--clip-grad", type=float, default=1.0, help="largest gradient norm, actor and critic each")
