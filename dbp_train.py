@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from baselines import LOSSES, METHODS, prepare
 from data import Chunks, load
 from drift import chunk_loss
 from envs import check_horizons, task_named
@@ -42,6 +43,8 @@ def parse():
     g.add_argument("--T-p", type=int, help="prediction horizon T_p, steps; the task's if not given")
     g.add_argument("--T-a", type=int, help="executed steps T_a (Eq. 23: T_o - 1 + T_a <= T_p); the task's if not given")
     g = p.add_argument_group("method (Table VII)")
+    g.add_argument("--method", choices=tuple(METHODS), default="dbp",
+                   help="dbp, or one of baselines.py on the same network: diffusion, meanflow, bc (regression)")
     g.add_argument("--K", type=int, default=4, help="hypotheses per observation K")
     g.add_argument("--temp", type=float, nargs="+", default=[0.2], help="interaction scales tau, one or several")
     g.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (Eq. 11)")
@@ -105,7 +108,7 @@ def resolve(args):
         args.lr = 1e-4 if max(args.dims) >= 1024 else 5e-4
     if args.epochs is args.steps is args.minutes is None:
         args.epochs, args.steps = (100, None) if gpu else (None, 8000)
-    args.out = args.out or f"runs/{args.task}-dbp-seed{args.seed}"
+    args.out = args.out or f"runs/{args.task}-{args.method}-seed{args.seed}"
     fresh_folder(args)
     return task
 
@@ -150,11 +153,24 @@ def progress(x, pos):
             "spread": rms(x - x.mean(1, keepdim=True)).mean()}
 
 
+def loss_of(policy, obs, pos, args, generator):
+    """The method's loss on a batch, obs (B, T_o, ·), normalised chunks pos (B, T_p, D_a), and detached figures."""
+    with torch.autocast(pos.device.type, torch.bfloat16, enabled=args.amp):
+        if args.method != "dbp":
+            return LOSSES[args.method](policy, obs, pos, args.K, generator), {}
+        x, pos = policy.hypotheses(obs, args.K, generator=generator), pos.unsqueeze(1)  # (B, K, ·, ·), (B, P = 1, ·, ·)
+    loss, info = chunk_loss(x, pos, mode=args.mode, temps=args.temp)
+    force = info["force_rms"].reshape(-1, len(args.temp)).mean(0)
+    return loss, {"s": info["s"].mean(), **progress(x.detach(), pos),
+                  **{f"force_{tau:g}": f for tau, f in zip(args.temp, force)}}
+
+
 def setup(args, task):
     """Data, policy, EMA, optimiser; from --init or state.pt where asked. Returns them, the state, and the data."""
     chunks = Chunks(load(task, args.data, args.demos), args.T_o, args.T_p, args.T_a, args.device)
     shape = {"task": task.name, "obs_dim": task.obs_dim, "D_a": task.D_a, "T_o": args.T_o, "T_p": args.T_p,
-             "T_a": args.T_a, "dims": args.dims, **({"points": task.points} if task.points else {})}
+             "T_a": args.T_a, "dims": args.dims, **({"points": task.points} if task.points else {}),
+             **({"method": args.method, "times": METHODS[args.method]} if args.method != "dbp" else {})}
     torch.manual_seed(args.seed)
     policy = Policy(shape, bounds(chunks.obs, task.points), bounds(chunks.action)).to(args.device)
     if args.init:
@@ -193,7 +209,7 @@ def train(args):
     shown = chunks.batch(torch.linspace(0, len(chunks) - 1, 6, device=args.device).long())       # 6 observations
     z_shown = torch.randn(6, 32, args.T_p, policy.D_a, generator=torch.Generator().manual_seed(0)).to(args.device)
     generator = torch.Generator(args.device)
-    shadow = copy.deepcopy(policy).eval()
+    shadow = prepare(copy.deepcopy(policy).eval())
     if main_rank:
         run = Run(out, flags, resume_step=step if args.resume else None)
         n_params = sum(p.numel() for p in policy.parameters())
@@ -230,11 +246,9 @@ def train(args):
             order = chunks.order(epoch, args.seed)
         i = order[j * args.batch:(j + 1) * args.batch][rank::world].to(args.device)
         obs, action = chunks.batch(i)                                             # (B, T_o, ·), (B, T_p, D_a)
-        pos = policy.norm_action(action).unsqueeze(1)                             # (B, P = 1, T_p, D_a)
+        pos = policy.norm_action(action)
         generator.manual_seed((args.seed * 10_000_019 + step) * world + rank)     # z depends on the step alone: resume
-        with torch.autocast(i.device.type, torch.bfloat16, enabled=args.amp):
-            x = policy.hypotheses(obs, args.K, generator=generator)               # (B, K, T_p, D_a)
-        loss, info = chunk_loss(x, pos, mode=args.mode, temps=args.temp)
+        loss, now = loss_of(policy, obs, pos, args, generator)
         loss.backward()
         if world > 1:
             for p in policy.parameters():
@@ -249,9 +263,7 @@ def train(args):
         step += 1
         ema.update(step)
 
-        force = info["force_rms"].reshape(-1, len(args.temp)).mean(0)
-        now = {"loss": loss.detach(), "s": info["s"].mean(), "grad": grad, **progress(x.detach(), pos),
-               **{f"force_{tau:g}": f for tau, f in zip(args.temp, force)}}
+        now = {"loss": loss.detach(), "grad": grad, **now}
         sums = now if sums is None else {k: sums[k] + now[k] for k in now}
         if step % LOG_EVERY and step != total:
             if main_rank:
@@ -271,7 +283,7 @@ def train(args):
             means = {k: v.item() / n for k, v in sums.items()}
             run.log(step, minutes=minutes, lr=opt.param_groups[0]["lr"], **means)
             bar.update()
-            bar.set_postfix({k: f"{means[k]:.3g}" for k in ("s", "best", "mean", "spread")})
+            bar.set_postfix({k: f"{means[k]:.3g}" for k in (("s", "best", "mean", "spread") if "s" in means else ("loss",))})
             if args.eval_every and step % args.eval_every < LOG_EVERY and step != total:
                 bar.write(f"step {step}, {minutes:.1f} min: {line(score())}")
             if step % (LOG_EVERY * math.ceil(args.save_every / LOG_EVERY)) == 0 or step == total:
@@ -286,7 +298,7 @@ def train(args):
         run.close()
         curves(run, out / "curves.png", [
             ("distance to the expert (RMS)", ["best", "mean", "spread"], "log"), ("mean distance s (Eq. 29)", ["s"], "log"),
-            ("force RMS before Eq. 36", [f"force_{tau:g}" for tau in args.temp], "log"),
+            *([("loss", ["loss"], "log")] if args.method != "dbp" else []), ("force RMS before Eq. 36", [f"force_{tau:g}" for tau in args.temp], "log"),
             ("gradient norm", ["grad"], "log"), ("learning rate", ["lr"], "linear"), ("score", ["score"], "linear")])
         hypotheses_figure(policy, shown, snapshots, out / "hypotheses.png")
         print(f"{line(result)}  {step} steps, {minutes:.1f} min of training  {out}/ckpt.pt")

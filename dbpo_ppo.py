@@ -261,6 +261,8 @@ def resolve(args):
         raise BadInput("--init is missing: give the ckpt.pt of a Stage-1 run")
     policy, _ = Policy.load(args.init, args.device, task=args.task)
     task = task_named(policy.task)
+    if policy.method not in ("dbp", "bc"):
+        raise BadInput(f"{args.init} was trained by --method {policy.method}: Stage 2 improves a one-step policy, dbp")
     if args.T_p not in (None, policy.T_p):
         raise BadInput(f"{args.init} has T_p {policy.T_p}, not {args.T_p}: pass a checkpoint of that horizon")
     policy.set_executed(args.T_a or policy.T_a)

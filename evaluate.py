@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from baselines import prepare
 from envs import make_vec, task_named
 from policy import Policy
 from runs import Parser, above_zero, atomic, check_device, cli
@@ -26,8 +27,9 @@ class Rollout:
     actions: np.ndarray      # (E, steps, D_a) as executed, NaN after the end
     states: np.ndarray       # (E, steps, S) before each action, if recorded
     sim_s: float             # seconds in the simulator
-    net_s: np.ndarray        # seconds of each network call, all episodes in one batch
+    net_s: np.ndarray        # seconds of each act call, all episodes in one batch
     frames: list             # per shown episode, its frames (H, W, 3) uint8
+    nfe: float = 1           # network evaluations an act call
 
     def scores(self, how):
         """Per-episode score (E,): "max" or "sum" of the rewards, or success, as a Task's score says."""
@@ -40,7 +42,9 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
 
     seed draws the latents, one generator for all. show: keep frames of that many episodes. Returns a Rollout.
     """
-    E, T_a = len(seeds), policy.T_a
+    E, T_a, nfe = len(seeds), policy.T_a, policy.nfe
+    if policy.sampler is None:
+        prepare(policy)
     env = make_vec(task, E, T_o=policy.T_o, T_a=T_a, workers=workers and not show, record=record, show=show)
     low, high = env.single_action_space.low, env.single_action_space.high
     generator = torch.Generator(policy.device).manual_seed(seed)
@@ -64,7 +68,7 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
         env.close()
     join = lambda parts: np.concatenate(parts, axis=1) if parts else np.empty(0)
     return Rollout(join(rewards), np.asarray(info["success"], bool), join(actions), join(states), sim_s,
-                   np.array(net_s), frames)
+                   np.array(net_s), frames, (policy.nfe - nfe) / max(len(net_s), 1))
 
 
 def bootstrap(values, n=10_000, seed=0):
@@ -80,7 +84,7 @@ def evaluate(policy, task, episodes=50, *, start_seed=START_SEED, **kw):
     scores = r.scores(task.score)
     success = {"success": r.success.mean().item(), "success_95": bootstrap(r.success.astype(float))}
     return {"score": scores.mean().item(), "score_95": bootstrap(scores), **(success if task.score != "sum" else {}),
-            "episodes": episodes, "seconds": time.perf_counter() - t0, "simulator_s": r.sim_s,
+            "episodes": episodes, "nfe": r.nfe, "seconds": time.perf_counter() - t0, "simulator_s": r.sim_s,
             "network_s": r.net_s.sum().item(), "network_ms": 1e3 * np.median(r.net_s).item(),
             "scores": scores.round(4).tolist()}, r
 
@@ -121,6 +125,7 @@ def main():
     p.add_argument("--seed", type=int, default=0, help="seed of the latents z")
     p.add_argument("--raw", action="store_true", help="the raw weights, not the EMA's")
     p.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
+    p.add_argument("--nfe", type=int, help="network evaluations an action, of a diffusion policy: 100 (DDPM), or fewer (DDIM)")
     p.add_argument("--z-scale", type=float, default=1.0, help="standard deviation of the latents z; the paper's is 1")
     p.add_argument("--start-seed", type=int, default=START_SEED, help="first start seed; choose settings on others than "
                    "you report")
@@ -134,7 +139,7 @@ def main():
     check_device(args.device)
     policy, _ = Policy.load(args.ckpt, args.device, ema=not args.raw, task=args.task)
     policy.set_executed(args.T_a or policy.T_a)
-    policy.z_scale = args.z_scale
+    prepare(policy, args.nfe).z_scale = args.z_scale
     result, r = evaluate(policy, task_named(policy.task), args.episodes, start_seed=args.start_seed, seed=args.seed,
                          workers=not args.one_process, show=min(args.show, args.episodes) if args.video else 0)
     print(line(result))

@@ -4,6 +4,7 @@ One forward pass of the generator maps (o, z) to an action chunk (arXiv 2604.035
 the evaluator and the robot loop use this class and read the same file. `Actor` adds the noise that Stage 2 explores
 with, and its exact likelihood (Eqs. 12, 13, 43-48).
 """
+import functools
 import math
 
 import torch
@@ -14,6 +15,7 @@ from runs import BadInput, load_torch, save_torch
 from unet import EMBED, UNet1d
 
 FORMAT = "drift-policy-1"
+TIME = 32           # numbers that a time in [0, 1] is embedded in
 
 
 class Normalizer(nn.Module):
@@ -60,11 +62,17 @@ def encode(obs, norm, encoder):
     return encoder({"state": y[..., :S], "points": y[..., S:].reshape(*y.shape[:-1], n, 3)})
 
 
-class Policy(nn.Module):
-    """One-step policy.
+def embed_time(t):
+    """Times in [0, 1] (N,) -> sines and cosines (N, TIME), of 1 to 30 radians: MeanFlow differentiates them."""
+    angle = t[:, None] * torch.logspace(0, 1.5, TIME // 2, device=t.device)
+    return torch.cat([angle.sin(), angle.cos()], -1)
 
-    shape: dict of task, obs_dim, D_a, T_o, T_p, T_a, dims, and points if observations end in a cloud; obs_range,
-    action_range: (lo, hi).
+
+class Policy(nn.Module):
+    """One-step policy; or one of another method on the same network, with a sampler of baselines.py.
+
+    shape: dict of task, obs_dim, D_a, T_o, T_p, T_a, dims; points if observations end in a cloud; method, if not dbp,
+    and the number of times its network is conditioned on. obs_range, action_range: (lo, hi).
     """
 
     def __init__(self, shape, obs_range=None, action_range=None):
@@ -73,12 +81,14 @@ class Policy(nn.Module):
         self.task, self.T_o, self.T_p, self.T_a = (shape[k] for k in ("task", "T_o", "T_p", "T_a"))
         self.obs_dim, self.D_a = shape["obs_dim"], shape["D_a"]
         self.z_scale = 1.0      # below 1, `act` draws latents nearer to 0: less varied chunks
+        self.method, self.times = shape.get("method", "dbp"), shape.get("times", 0)
+        self.sampler, self.nfe = None, 0        # how another method acts; network evaluations so far
         self.norm_obs = Normalizer(*(obs_range or 2 * [torch.zeros(self.obs_dim)]))
         self.norm_action = Normalizer(*(action_range or 2 * [torch.zeros(self.D_a)]))
         n = shape.get("points", 0)
         self.encoder = Points(self.T_o, self.obs_dim - 3 * n, n) if n else LowDim(self.T_o, self.obs_dim)
         try:
-            self.net = UNet1d(self.D_a, self.encoder.size, shape["dims"])
+            self.net = UNet1d(self.D_a, self.encoder.size + self.times * TIME, shape["dims"])
             self.net.check_horizon(self.T_p)
         except ValueError as e:
             raise BadInput(str(e)) from e
@@ -98,9 +108,20 @@ class Policy(nn.Module):
         """z ~ N(0, I) of shape (*size, T_p, D_a)."""
         return torch.randn(*size, self.T_p, self.D_a, device=self.device, generator=generator)
 
-    def forward(self, obs, z):
-        """Eq. 6: normalised chunks of shape z, (B, T_p, D_a) or (B, K, T_p, D_a), in one generator call."""
-        return self.net(z, self.features(obs))
+    def network(self, h, x, *times):
+        """One network evaluation: features h (B, C), input x (B, T_p, D_a) or (B, K, T_p, D_a), times () or (B,)."""
+        self.nfe += 1
+        return self.net(x, torch.cat([h, *(embed_time(t.expand(len(h))) for t in times)], -1) if times else h)
+
+    def forward(self, obs, z, generator=None):
+        """Eq. 6: normalised chunks of shape z, (B, T_p, D_a) or (B, K, T_p, D_a), in one generator call.
+
+        Another method's sampler makes as many calls as it needs, and may draw further noise from the generator.
+        """
+        f = functools.partial(self.network, self.features(obs))
+        if self.sampler is None and self.method not in ("dbp", "bc"):
+            raise BadInput(f"a {self.method} policy acts by its sampler: see prepare() in baselines.py")
+        return self.sampler(f, z, generator) if self.sampler else f(z)
 
     def hypotheses(self, obs, K, *, generator=None):
         """Eq. 7: K chunks per observation from K latents, obs (B, T_o, obs_dim) -> (B, K, T_p, D_a), normalised."""
@@ -110,7 +131,7 @@ class Policy(nn.Module):
     def act(self, obs, z=None, *, generator=None):
         """One generator call: obs (B, T_o, obs_dim), z (B, T_p, D_a) or drawn -> chunk (B, T_p, D_a), action units."""
         z = self.z_scale * self.latent(len(obs), generator=generator) if z is None else z
-        return self.norm_action.inverse(self(obs, z))
+        return self.norm_action.inverse(self(obs, z, generator))
 
     def set_executed(self, T_a):
         """Execute T_a steps of each chunk from now on. Raises BadInput if Eq. 23 forbids it."""

@@ -215,6 +215,7 @@ def curves(run, path, panels, x="step"):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    panels = [p for p in panels if any(run.column(name)[0] for name in p[1])]
     columns = (len(panels) + 1) // 2
     fig, axes = plt.subplots(2, columns, figsize=(3.9 * columns, 6), constrained_layout=True)
     for ax, (title, names, scale) in zip(axes.flat, panels):
