@@ -48,7 +48,8 @@ def parse():
     g.add_argument("--sigma", type=float, help="initial noise sigma, normalised action units (Eq. 44); by task")
     g.add_argument("--sigma-range", type=float, nargs=2, metavar=("MIN", "MAX"), help="its bounds (Eq. 45); by task")
     g.add_argument("--sigma-final", type=float, help="what --sigma, and its bounds by the same factor, shrink to, evenly in "
-                   "its logarithm over all iterations; by task, else --sigma")
+                   "its logarithm; by task, else --sigma")
+    g.add_argument("--sigma-hold", type=float, default=0.5, help="share of the iterations before it shrinks")
     g = p.add_argument_group("roll-out")
     g.add_argument("--envs", type=int, help="simulators N; by task")
     g.add_argument("--chunks", type=int, help="chunk steps S of each simulator an iteration; by task")
@@ -279,6 +280,8 @@ def resolve(args):
               "anchor_final", "eval_every"):
         if not 0 <= getattr(args, k) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
+    if not 0 <= args.sigma_hold < 1:
+        raise BadInput("--sigma-hold must lie in [0, 1)")
     if not all(0 <= x <= 1 for x in (args.gamma, args.inner_gamma, args.gae_lambda)):
         raise BadInput("--gamma, --inner-gamma and --gae-lambda must lie in [0, 1]")
     if args.shaping and not task.potential:
@@ -352,7 +355,8 @@ def train(args):
         factor = args.lr_final + (1 - args.lr_final) * 0.5 * (1 + math.cos(math.pi * it / args.iters))
         ramp = min(max(it - args.critic_warmup + 1, 0) / RAMP, 1.0)             # Adam's first steps are full-sized
         lr_critic, lr = args.lr_critic * factor, args.lr * factor * ramp
-        actor.shift = it / args.iters * math.log(args.sigma_final / args.sigma)
+        shrunk = max(it / args.iters - args.sigma_hold, 0) / (1 - args.sigma_hold)
+        actor.shift = shrunk * math.log(args.sigma_final / args.sigma)
         for opt, rate in zip(opts, (lr_critic, lr)):
             opt.param_groups[0]["lr"] = rate
         scores, sim_s = collect(actor, critic, frozen if anchor else None, sims, buffer, generator, args.batch)

@@ -30,6 +30,7 @@ class Rollout:
     net_s: np.ndarray        # seconds of each act call, all episodes in one batch
     frames: list             # per shown episode, its frames (H, W, 3) uint8
     nfe: float = 1           # network evaluations an act call
+    plans: np.ndarray = None # (calls, E, T_p, D_a) whole chunks, of which T_a steps ran; NaN after the end
 
     def scores(self, how):
         """Per-episode score (E,): "max" or "sum" of the rewards, or success, as a Task's score says."""
@@ -48,7 +49,7 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
     env = make_vec(task, E, T_o=policy.T_o, T_a=T_a, workers=workers and not show, record=record, show=show)
     low, high = env.single_action_space.low, env.single_action_space.high
     generator = torch.Generator(policy.device).manual_seed(seed)
-    rewards, actions, states, net_s, sim_s = [], [], [], [], 0.0
+    rewards, actions, states, plans, net_s, sim_s = [], [], [], [], [], 0.0
     try:
         obs, info = env.reset(seed=[int(s) for s in seeds])
         while not info["over"].all():
@@ -61,6 +62,8 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
             sim_s += time.perf_counter() - t1
             rewards.append(info["rewards"])
             actions.append(np.where(np.isnan(info["rewards"])[..., None], np.nan, a))
+            over = np.isnan(info["rewards"][:, 0])                             # before this chunk began
+            plans.append(np.where(over[:, None, None], np.nan, chunk.cpu().numpy()))
             if record:
                 states.append(info["states"])
         frames = [e.frames for e in env.envs[:show]] if show else []
@@ -68,7 +71,20 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
         env.close()
     join = lambda parts: np.concatenate(parts, axis=1) if parts else np.empty(0)
     return Rollout(join(rewards), np.asarray(info["success"], bool), join(actions), join(states), sim_s,
-                   np.array(net_s), frames, (policy.nfe - nfe) / max(len(net_s), 1))
+                   np.array(net_s), frames, (policy.nfe - nfe) / max(len(net_s), 1), np.stack(plans))
+
+
+def smoothness(r, T_o, T_a):
+    """How steady a Rollout's motion is, in action units: {"jerk", "disagreement"}.
+
+    jerk: RMS third difference of the executed actions, a step. disagreement: RMS distance between what a plan says of
+    the steps after its executed ones and what the next plan says of them; None if no plan looks that far.
+    """
+    end = T_o - 1 + T_a                     # first step of a plan that is left to the next, whose step T_o - 1 it is
+    known = r.plans.shape[2] - end
+    gap = r.plans[:-1, :, end:] - r.plans[1:, :, T_o - 1:T_o - 1 + known]
+    rms = lambda x: float(np.sqrt(np.nanmean(x ** 2))) if np.isfinite(x).any() else None
+    return {"jerk": rms(np.diff(r.actions, 3, axis=1)), "disagreement": rms(gap)}
 
 
 def bootstrap(values, n=10_000, seed=0):
@@ -147,6 +163,7 @@ def main():
         save_gif(args.video, r.frames)
     if args.json:
         about = {"ckpt": args.ckpt, "seed": args.seed, "start_seed": args.start_seed}
+        result.update(smoothness(r, policy.T_o, policy.T_a))
         atomic(args.json, lambda f: f.write(json.dumps({**about, **result}).encode()))
 
 

@@ -58,6 +58,18 @@ def test_evaluate(monkeypatch):
     assert evaluate(None, replace(SHORT, score="sum"), 3)[0]["scores"] == [0.8, 0.3, 1.0]
 
 
+def test_smoothness_by_hand():
+    """Positions t^3 have third difference 6; plans that shift by 1 disagree by 1; one that looks no further, not."""
+    t = np.arange(8.)
+    actions = np.stack([np.append(t ** 3, np.nan), np.append(5 * t, np.nan)])[..., None]
+    plans = np.stack([np.arange(6.) + 4 * c + c for c in range(3)])[:, None, :, None]        # T_o 2, T_a 3: known 6 - 4 = 2
+    plans[2] = np.nan
+    plans[1, 0, 1:3, 0] = plans[0, 0, 4:, 0] + 1
+    r = Rollout(None, None, actions, None, 0, None, [], 1, plans)
+    assert module.smoothness(r, 2, 3) == {"jerk": pytest.approx(np.sqrt(36 / 2)), "disagreement": pytest.approx(1)}
+    assert module.smoothness(r, 2, 5)["disagreement"] is None
+
+
 # ---- rollouts
 
 def test_rollout_repeats_exactly():
