@@ -7,6 +7,7 @@
 """
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -75,10 +76,35 @@ def train(args):
         t0 = clock(args.device)
         losses["drift"](x).backward()
         alone.append(clock(args.device) - t0)
-    return {"drift_step": quantiles(times["drift"]), "mse_step": quantiles(times["mse"]),
+    peak = (torch.cuda.max_memory_allocated() if torch.device(args.device).type == "cuda" else
+            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)         # the whole process, on a CPU
+    return {"peak_mb": round(peak / 1e6, 1), "drift_step": quantiles(times["drift"]), "mse_step": quantiles(times["mse"]),
             "ratio_p50": round(float(np.median(ratio)), 4),
             "ratio_quartiles": np.quantile(ratio, [0.25, 0.75]).round(4).tolist(),
             "drift_loss_alone": quantiles(alone)}
+
+
+def cost(args):
+    """Eq. 58: time of a training step and peak memory over K and batch B, each in a process of its own, as ratios to
+    K = 1 of the same batch. Returns rows."""
+    rows = []
+    with tempfile.TemporaryDirectory() as tmp:
+        for B in (32, 64, 128):
+            for K in (1, 2, 4, 8, 16):
+                out = Path(tmp, "x.json")
+                flags = [x for k in ("device", "threads") if getattr(args, k) for x in (f"--{k}", getattr(args, k))]
+                if args.dims != ["auto"]:
+                    flags += ["--dims", *args.dims]
+                command = [sys.executable, __file__, "train", "--batch", B, "--K", K, "--n", 20, "--json", out, *flags]
+                p = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+                if p.returncode:
+                    raise BadInput(f"B {B}, K {K} failed: {p.stderr.strip().splitlines()[-1]}")
+                found = json.loads(out.read_text())
+                row = {"batch": B, "K": K, "ms": found["drift_step"]["p50_ms"], "MB": found["peak_mb"]}
+                first = next((r for r in rows if r["batch"] == B), row)
+                rows.append({**row, "r_time": round(row["ms"] / first["ms"], 3), "r_memory": round(row["MB"] / first["MB"], 3)})
+                print(rows[-1], flush=True)
+    return rows
 
 
 def infer(args):

@@ -186,6 +186,22 @@ def draw(axes, cloud, box):
     axes.set_box_aspect(high - low)
 
 
+def contact_sheet(scenes, columns=6):
+    """A figure of many tasks: what the camera sees beside the cloud. scenes: (name, picture, cloud (n, 3), box)."""
+    from matplotlib.figure import Figure
+    rows = -(-len(scenes) // columns)
+    fig = Figure(figsize=(3.2 * columns, 1.75 * rows), layout="constrained")
+    for i, (name, seen, cloud, box) in enumerate(scenes):
+        ax = fig.add_subplot(rows, 2 * columns, 2 * i + 1)
+        ax.imshow(seen)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name.removeprefix("metaworld-"), fontsize=8)
+        ax = fig.add_subplot(rows, 2 * columns, 2 * i + 2, projection="3d", elev=30, azim=-30)
+        draw(ax, cloud, box)
+        ax.set(xticklabels=[], yticklabels=[], zticklabels=[])
+    return fig
+
+
 def main():
     from matplotlib.figure import Figure
     from envs import task_named             # of the floor above: only this command knows tasks

@@ -2,9 +2,14 @@
 
   python reproduce.py survey                                     every point-cloud task once: expert, cloud, training
   python reproduce.py pointcloud --tasks metaworld-door-open --seeds 0 --epochs 100 --every 50
+  python reproduce.py pusht --minutes 10                         Table I's Push-T row: all methods, equal minutes
+  python reproduce.py efficiency --minutes 10                    the same runs as curves (Table VI)
+  python reproduce.py ablate K --epochs 100                      or temp, mode, cost (appendix B)
+  python reproduce.py multimodal --minutes 10                    modes that each method covers
 
 `pointcloud` is Table II. Its protocol takes the mean of the five best evaluations of a run, which is biased upwards, as
-the best of several tries at the same start states is; the last checkpoint's success always stands beside it.
+the best of several tries at the same start states is; the last checkpoint's success always stands beside it. All other
+scores are of the last checkpoint.
 """
 import csv
 import datetime
@@ -19,12 +24,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
+import bench
 import experts
+from baselines import prepare
 from data import Chunks, find, load
 from envs import METAWORLD, TASKS, task_named
-from pointcloud import draw
+from evaluate import evaluate, smoothness
+from pointcloud import contact_sheet
+from policy import Policy
 from runs import BadInput, Parser, above_zero, atomic, cli, commit, read_log, write_csv
 
 HERE = Path(__file__).parent
@@ -126,7 +135,7 @@ def summary(rows):
             mean = np.mean([np.mean(v) for v in by_task.values()])
             spread = [np.std(v) for v in by_task.values() if len(v) > 1]
             cells.append(f"{mean:.1f}" + (f" ± {np.mean(spread):.1f}" if spread else "") +
-                         f" ({len(by_task)} task{'s' * (len(by_task) > 1)}, {sum(map(len, by_task.values()))} runs)")
+                         f" (tasks {len(by_task)}, runs {sum(map(len, by_task.values()))})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -178,24 +187,143 @@ def survey(args):
                         "episode_score": rows[-1]["score"], **about()}, ("task",))
         print(f"{name}: expert {rate} of {args.attempts}, {len(ep)} demonstrations of {ep.lengths.mean():.0f} steps, "
               f"{np.mean(distinct):.0f} distinct points, {ms:.1f} ms a frame", flush=True)
-    contact_sheet(args.png, sheet)
+    fig = contact_sheet(sheet)
+    atomic(args.png, lambda f: fig.savefig(f, format="png", dpi=75))
+    print(f"drawn: {args.png}")
 
 
-def contact_sheet(path, sheet, columns=6):
-    """One PNG of all tasks: what the camera sees beside the cloud. sheet: (name, picture, cloud (n, 3), box)."""
+# ---- Push-T: methods and ablations ---------------------------------------------------------------------------------
+
+PAPER_PUSHT = {"dbp, 1 NFE": 0.87, "diffusion, 100 NFE": 0.85}
+METHODS = {"dbp": (1,), "diffusion": (100, 10), "meanflow": (1,), "bc": (1,)}      # and the NFE they are scored at
+# settings as flags, the paper's scores where its text gives them, its epochs. The sets of the last two temperature
+# settings are not in the text: these are ours.
+TEMPS = {"0.02": (0.02,), "0.05": (0.05,), "0.2": (0.2,), "default": (0.02, 0.05, 0.2), "wide": (0.02, 0.2, 2.0),
+         "dense": (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)}
+ABLATIONS = {
+    "K": ({f"K {k}": ("--K", k) for k in (1, 2, 4, 8, 16)}, {}, 100),
+    "temp": ({f"tau {name}": ("--temp", *taus) for name, taus in TEMPS.items()},
+             dict(zip((f"tau {name}" for name in TEMPS), (0.758, 0.864, 0.873, 0.858, 0.849, 0.817))), 100),
+    "mode": ({"chunk": ("--mode", "chunk"), "step": ("--mode", "step")}, {"chunk": 0.890, "step": 0.845}, 200)}
+
+
+def length(args):
+    """The one flag of steps, minutes, epochs that was given: its name and value."""
+    return next((k, getattr(args, k)) for k in ("steps", "minutes", "epochs") if getattr(args, k))
+
+
+def pusht_run(args, name, flags, seed):
+    """Train one setting on Push-T unless it is done. Returns the run folder and its log's rows."""
+    k, value = length(args)
+    out = Path(args.out, f"pusht-{name.replace(' ', '')}-{k}{value:g}-seed{seed}")
+    given = [x for k in ("data", "demos", "batch", "device", "threads") if getattr(args, k) for x in (f"--{k}", getattr(args, k))]
+    return out, trained(out, "--task", "pusht", "--seed", seed, f"--{k}", value, "--dims", *args.dims, "--eval-every",
+                        args.eval_every, "--episodes", args.episodes, *given, *flags,
+                        *(["--one-process"] if args.one_process else []))
+
+
+def pusht_score(args, out, rows, name, nfe, seed, table):
+    """Score a run's last checkpoint at a number of evaluations an action, unless table has it. Returns all its rows."""
+    k, value = length(args)
+    row = {"setting": f"{name}, {nfe} NFE" if args.command == "pusht" else name, "seed": seed, "length": f"{value:g} {k}",
+           "episodes": args.episodes, "dims": " ".join(map(str, args.dims))}
+    old = list(csv.DictReader(open(table))) if table.exists() else []
+    if any(all(r[k] == str(v) for k, v in row.items()) for r in old):
+        return old
+    policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
+    result, rolled = evaluate(policy, TASKS["pusht"], args.episodes, workers=not args.one_process)
+    obs, ms = torch.zeros(1, policy.T_o, policy.obs_dim, device=policy.device), []
+    for _ in range(12):
+        t0 = time.perf_counter()
+        policy.act(obs).cpu()
+        ms.append(1e3 * (time.perf_counter() - t0))
+    last = rows[-1]
+    return merge(table, {**row, "score": round(result["score"], 4), "low": round(result["score_95"][0], 4),
+                         "high": round(result["score_95"][1], 4), "success": result["success"], "nfe": result["nfe"],
+                         "act_ms": round(float(np.median(ms[2:])), 2), **smoothness(rolled, policy.T_o, policy.T_a),
+                         "minutes": round(last["minutes"], 1), "steps": last["step"], **about()}, row)
+
+
+def seeds_of(rows, setting, what="score"):
+    """The figures of a setting's seeds: values, their mean, half the width of its 95 % t interval (NaN for one)."""
+    values = np.array([float(r[what]) for r in rows if r["setting"] == setting])
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.3)
+    return values, values.mean(), t * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+
+
+def report(args, rows, settings, paper, stem):
+    """Print the settings of the rows as Markdown beside the paper's scores; draw every seed, mean and paper."""
     from matplotlib.figure import Figure
-    rows = math.ceil(len(sheet) / columns)
-    fig = Figure(figsize=(3.2 * columns, 1.75 * rows), layout="constrained")
-    for i, (name, picture, cloud, box) in enumerate(tqdm(sheet, desc="drawing", disable=None)):
-        ax = fig.add_subplot(rows, 2 * columns, 2 * i + 1)
-        ax.imshow(picture)
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(name.removeprefix("metaworld-"), fontsize=8)
-        ax = fig.add_subplot(rows, 2 * columns, 2 * i + 2, projection="3d", elev=30, azim=-30)
-        draw(ax, cloud, box)
-        ax.set(xticklabels=[], yticklabels=[], zticklabels=[])
-    atomic(path, lambda f: fig.savefig(f, format="png", dpi=75))
-    print(f"drawn: {path}")
+    rows = [r for r in rows if r["length"] == "{1:g} {0}".format(*length(args))]
+    columns = ("success", "act_ms", "jerk", "disagreement", "minutes", "steps")
+    lines = ["| setting | score | seeds | the paper | " + " | ".join(columns) + " |", "|---" * (4 + len(columns)) + "|"]
+    fig = Figure(figsize=(1.2 + 1.1 * len(settings), 3.4), layout="constrained")
+    ax = fig.add_subplot()
+    for i, name in enumerate(settings):
+        values, mean, half = seeds_of(rows, name)
+        more = [f"{seeds_of(rows, name, c)[1]:.3g}" for c in columns]
+        lines.append(f"| {name} | {mean:.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "") + " | "
+                     + ", ".join(f"{v:.3f}" for v in values) + f" | {paper.get(name, '')} | " + " | ".join(more) + " |")
+        ax.bar(i, mean, color="tab:blue", alpha=0.35)
+        ax.plot([i] * len(values), values, "o", color="tab:blue", ms=4)
+        if name in paper:
+            ax.plot(i, paper[name], "x", color="tab:red", label="the paper" if name == next(iter(paper)) else None)
+    ax.set(xticks=range(len(settings)), ylabel="score", ylim=(0, 1))
+    ax.set_xticklabels([name.replace(", ", "\n") for name in settings], fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    if paper:
+        ax.legend(frameon=False, loc="lower right")
+    atomic(Path(args.results, f"{stem}.png"), lambda f: fig.savefig(f, format="png", dpi=110))
+    atomic(Path(args.results, f"{stem}.md"), lambda f: f.write(("\n".join(lines) + "\n").encode()))
+    print("\n".join(lines))
+
+
+def pusht(args):
+    """Table I's Push-T row: all methods on the same network, data and budget; score, NFE, latency of an action."""
+    table = Path(args.results, "pusht_methods.csv")
+    for seed in args.seeds:
+        for method in args.methods:
+            out, log = pusht_run(args, method, ("--method", method), seed)
+            for nfe in METHODS[method]:
+                rows = pusht_score(args, out, log, method, nfe, seed, table)
+    report(args, rows, [f"{m}, {nfe} NFE" for m in args.methods for nfe in METHODS[m]], PAPER_PUSHT, "pusht_methods")
+
+
+def efficiency(args):
+    """Table VI as curves: score over training minutes and over steps, of the runs that `pusht` makes."""
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(9, 3.4), layout="constrained")
+    rows = []
+    for ax, x in zip(fig.subplots(1, 2, sharey=True), ("minutes", "step")):
+        for i, method in enumerate(args.methods):
+            for seed in args.seeds:
+                own = [r for r in pusht_run(args, method, ("--method", method), seed)[1] if "score" in r]
+                ax.plot([r[x] for r in own], [r["score"] for r in own], color=f"C{i}", lw=1, marker=".", ms=4,
+                        label=method if seed == args.seeds[0] else None)
+                rows += [{"method": method, "seed": seed, **{k: r[k] for k in ("step", "minutes", "score")}} for r in own
+                         if x == "step"]
+        ax.set(xlabel=f"training {x}" if x == "minutes" else "optimiser steps", ylabel="score", ylim=(0, 1))
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False)
+    write_csv(Path(args.results, "efficiency.csv"), rows)
+    atomic(Path(args.results, "efficiency.png"), lambda f: fig.savefig(f, format="png", dpi=110))
+    print(f"drawn: {args.results}/efficiency.png")
+
+
+def ablate(args):
+    """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost is Eq. 58, time and memory against K = 1."""
+    if args.what == "cost":
+        rows = bench.cost(args)
+        return write_csv(Path(args.results, "ablate_cost.csv"), [{**r, **about()} for r in rows])
+    settings, paper, epochs = ABLATIONS[args.what]
+    if not any((args.steps, args.minutes, args.epochs)):
+        args.epochs = epochs
+    table = Path(args.results, f"ablate_{args.what}.csv")
+    for seed in args.seeds:
+        for name, flags in settings.items():
+            out, log = pusht_run(args, name, flags, seed)
+            rows = pusht_score(args, out, log, name, 1, seed, table)
+    report(args, rows, list(settings), paper, f"ablate_{args.what}")
 
 
 def main():
@@ -224,7 +352,32 @@ def main():
             s.add_argument("--attempts", type=int, default=20, help="starts the scripted policies are tried at")
             s.add_argument("--steps", type=int, default=20, help="training steps")
             s.add_argument("--png", default="figures/pointclouds.png", help="contact sheet of all clouds")
+    for name, run in (("pusht", pusht), ("efficiency", efficiency), ("ablate", ablate)):
+        s = sub.add_parser(name, help=run.__doc__.split("\n")[0], description=run.__doc__)
+        s.set_defaults(run=run)
+        if run is ablate:
+            s.add_argument("what", choices=(*ABLATIONS, "cost"), help="what varies")
+        else:
+            s.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), help="methods")
+        s.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+        budget = s.add_mutually_exclusive_group()
+        budget.add_argument("--minutes", type=float, default=None if run is ablate else 15, help="training minutes of each run")
+        budget.add_argument("--steps", type=int, help="optimiser steps, instead")
+        budget.add_argument("--epochs", type=float, help="passes over the data, instead; the paper's of an ablation if not given")
+        s.add_argument("--data", help="demonstrations; see dbp_train.py")
+        s.add_argument("--demos", type=int, default=90 if run is ablate else None, help="the first that many of them")
+        s.add_argument("--batch", type=int, default=32, help="observations per step B")
+        s.add_argument("--dims", nargs="+", default=["auto"], metavar="C", help="U-Net channels; see dbp_train.py")
+        s.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
+        s.add_argument("--eval-every", type=int, default=0 if run is ablate else 1000, help="steps between evaluations")
+        s.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
+        s.add_argument("--threads", type=int, help="CPU threads")
+        s.add_argument("--one-process", action="store_true", help="evaluate with all simulators in one process")
+        s.add_argument("--out", default="runs", help="folder of the run folders")
+        s.add_argument("--results", default="results", help="folder of tables and figures")
     args = p.parse_args()
+    if getattr(args, "steps", None) or getattr(args, "epochs", None):
+        args.minutes = None
     args.run(args)
 
 

@@ -28,8 +28,8 @@ def test_summary():
     text = reproduce.summary(rows).splitlines()
     assert [c.strip() for c in text[0].split("|")[2:-1]] == [*reproduce.COLUMNS, "all 37"]
     top, last = ([c.strip() for c in line.split("|")[2:-1]] for line in text[-2:])
-    assert top == ["—", "—", "70.0 (1 task, 1 runs)", "70.0 ± 10.0 (2 tasks, 3 runs)", "—", "—", "—", "—"]
-    assert last[3] == "55.0 ± 10.0 (2 tasks, 3 runs)"
+    assert top == ["—", "—", "70.0 (tasks 1, runs 1)", "70.0 ± 10.0 (tasks 2, runs 3)", "—", "—", "—", "—"]
+    assert last[3] == "55.0 ± 10.0 (tasks 2, runs 3)"
 
 
 def test_merge(tmp_path):
@@ -56,3 +56,30 @@ def test_pointcloud(tmp_path, monkeypatch, capsys):
     assert "dbp_train.py" in text and "dbp_train.py" not in again and again.splitlines()[-7:] == text.splitlines()[-7:]
     code, _, err = command("reproduce.py", "pointcloud", "--tasks", "hopper")
     assert code == 2 and "hopper: not seen as a point cloud" in err
+
+
+def test_interval_over_seeds():
+    rows = [{"setting": "a", "score": s} for s in ("0.8", "0.9", "0.7")] + [{"setting": "b", "score": "0.5"}]
+    values, mean, half = reproduce.seeds_of(rows, "a")
+    assert sorted(values) == [0.7, 0.8, 0.9] and mean == pytest.approx(0.8) and half == pytest.approx(4.30 * 0.1 / 3 ** 0.5)
+    assert np.isnan(reproduce.seeds_of(rows, "b")[2])
+
+
+def test_methods_and_ablation(demos, tmp_path):
+    """Every method and number of evaluations becomes a row, once; an ablation of another length is not mixed in."""
+    common = ["--seeds", 0, "--data", demos, "--dims", 8, 16, "--batch", 4, "--episodes", 1, "--eval-every", 0, "--device", "cpu",
+              "--one-process", "--out", tmp_path / "runs", "--results", tmp_path / "results"]
+    flags = ["reproduce.py", "pusht", "--methods", "dbp", "diffusion", "--steps", 2, *common]
+    code, text, err = command(*flags)
+    assert code == 0 and "| diffusion, 100 NFE |" in text and "| 0.85 |" in text, err
+    rows = list(csv.DictReader(open(tmp_path / "results" / "pusht_methods.csv")))
+    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("dbp, 1 NFE", 1), ("diffusion, 100 NFE", 100),
+                                                              ("diffusion, 10 NFE", 10)]
+    assert all(float(r["jerk"]) > 0 and r["date"] and r["commit"] for r in rows)
+    assert {"pusht_methods.png", "pusht_methods.md"} <= {p.name for p in (tmp_path / "results").iterdir()}
+    assert "dbp_train.py" not in command(*flags)[1]
+    mode = ["reproduce.py", "ablate", "mode", "--demos", 2, *common]
+    for steps in (2, 3):
+        code, text, err = command(*mode, "--steps", steps)
+        assert code == 0 and len([line for line in text.splitlines() if line.startswith(("| chunk", "| step"))]) == 2, err
+    assert len(list(csv.DictReader(open(tmp_path / "results" / "ablate_mode.csv")))) == 4
