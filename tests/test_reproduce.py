@@ -69,12 +69,11 @@ def test_methods_and_ablation(demos, tmp_path):
     """Every method and number of evaluations becomes a row, once; an ablation of another length is not mixed in."""
     common = ["--seeds", 0, "--data", demos, "--dims", 8, 16, "--batch", 4, "--episodes", 1, "--eval-every", 0, "--device", "cpu",
               "--one-process", "--out", tmp_path / "runs", "--results", tmp_path / "results"]
-    flags = ["reproduce.py", "pusht", "--methods", "dbp", "diffusion", "--steps", 2, *common]
+    flags = ["reproduce.py", "pusht", "--methods", "dbp", "meanflow", "--steps", 2, *common]
     code, text, err = command(*flags)
-    assert code == 0 and "| diffusion, 100 NFE |" in text and "| 0.85 |" in text, err
+    assert code == 0 and "| meanflow, 1 NFE |" in text and "| 0.87 |" in text, err
     rows = list(csv.DictReader(open(tmp_path / "results" / "pusht_methods.csv")))
-    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("dbp, 1 NFE", 1), ("diffusion, 100 NFE", 100),
-                                                              ("diffusion, 10 NFE", 10)]
+    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("dbp, 1 NFE", 1), ("meanflow, 1 NFE", 1)]
     assert all(float(r["jerk"]) > 0 and r["date"] and r["commit"] for r in rows)
     assert {"pusht_methods.png", "pusht_methods.md"} <= {p.name for p in (tmp_path / "results").iterdir()}
     assert "dbp_train.py" not in command(*flags)[1]
