@@ -176,7 +176,7 @@ def clouds(args):
     points = keep(cast(model, data, camera)[0])
     parts = {"settle": env.settled, "all rays": lambda: cast(model, data, camera), "sampling": lambda: farthest(points, 512),
              "observation": env.observe}
-    parts["rays"] = lambda: cast(model, data, camera, only=promising(model, data, camera, env.box))
+    parts["promising rays"] = lambda: cast(model, data, camera, only=promising(model, data, camera, env.box))
     try:
         if os.environ.get("MUJOCO_GL") not in ("egl", "osmesa"):               # making a window without a display may crash
             raise ImportError("MUJOCO_GL is not set")

@@ -3,6 +3,7 @@ import json
 import math
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,8 @@ def test_train(monkeypatch, mode, temp):
     real = bench.chunk_loss
     monkeypatch.setattr(bench, "chunk_loss", lambda x, pos, **kw: seen.append((tuple(x.shape), kw)) or real(x, pos, **kw))
     r = bench.train(Namespace(dims=[8, 16], batch=3, K=2, temp=temp, mode=mode, device="cpu", n=3))
-    assert set(r) == {"drift_step", "mse_step", "ratio_p50", "ratio_quartiles", "drift_loss_alone"}
+    assert set(r) == {"drift_step", "mse_step", "ratio_p50", "ratio_quartiles", "drift_loss_alone", "peak_mb"}
+    assert 50 < r["peak_mb"] < 100_000
     assert all(timed(r[k]) for k in ("drift_step", "mse_step", "drift_loss_alone"))
     assert 0 < r["ratio_quartiles"][0] <= r["ratio_p50"] <= r["ratio_quartiles"][1] < math.inf
     assert seen and all(s == ((3, 2, 16, 2), {"temps": temp, "mode": mode}) for s in seen)
@@ -69,3 +71,22 @@ def test_ppo(tmp_path):
         shares = [r[calls][f"share_{k}"] for k in ("simulator", "network", "update")]
         assert min(shares) > 0 and sum(shares) == pytest.approx(1, abs=0.01) and r[calls]["update_samples_per_s"] > 0
     assert r["iteration_ratio"] > 0
+
+
+def test_clouds():
+    r = bench.clouds(Namespace(task="metaworld-reach", n=2))
+    assert r["rays"] == 84 ** 2 and 100 < r["points_in_crop"] < 84 ** 2
+    assert all(timed(r[k]) for k in ("settle", "promising rays", "all rays", "sampling", "observation"))
+
+
+def test_cost_ratios(monkeypatch):
+    """Eq. 58: each batch against its own K = 1."""
+    def run(command, **kw):
+        flag = lambda name: command[command.index(name) + 1]
+        B, K = int(flag("--batch")), int(flag("--K"))
+        Path(flag("--json")).write_text(json.dumps({"drift_step": {"p50_ms": B * (1 + K)}, "peak_mb": B + K}))
+        return Namespace(returncode=0)
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    rows = bench.cost(Namespace(dims=["auto"], device=None, threads=None))
+    assert len(rows) == 15 and [r["r_time"] for r in rows[5:10]] == [1, 1.5, 2.5, 4.5, 8.5]
+    assert rows[-1]["r_memory"] == round((128 + 16) / (128 + 1), 3)
