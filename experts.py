@@ -251,7 +251,7 @@ def clouds(task, episodes, out, *, states=None, start_seed=0, workers=None):
         if episodes > limit:
             raise BadInput(f"{path} has {limit} episodes: cannot show {episodes}")
     folder, about = out.parent / f".{out.name}.parts", {"task": task.name, "states": str(path)}
-    if folder.exists() and json.loads((folder / "about.json").read_text()) != about:
+    if (folder / "about.json").exists() and json.loads((folder / "about.json").read_text()) != about:
         raise BadInput(f"{folder} holds an interrupted collection of something else: finish that, or delete it")
     atomic(folder / "about.json", lambda f: f.write(json.dumps(about).encode()))
     kept, tried, workers = [], 0, workers or os.cpu_count()
