@@ -298,7 +298,8 @@ def train(args):
         run.close()
         curves(run, out / "curves.png", [
             ("distance to the expert (RMS)", ["best", "mean", "spread"], "log"), ("mean distance s (Eq. 29)", ["s"], "log"),
-            *([("loss", ["loss"], "log")] if args.method != "dbp" else []), ("force RMS before Eq. 36", [f"force_{tau:g}" for tau in args.temp], "log"),
+            *([("loss", ["loss"], "log")] if args.method != "dbp" else []),
+            ("force RMS before Eq. 36", [f"force_{tau:g}" for tau in args.temp], "log"),
             ("gradient norm", ["grad"], "log"), ("learning rate", ["lr"], "linear"), ("score", ["score"], "linear")])
         hypotheses_figure(policy, shown, snapshots, out / "hypotheses.png")
         print(f"{line(result)}  {step} steps, {minutes:.1f} min of training  {out}/ckpt.pt")

@@ -191,6 +191,7 @@ def scripted(task, seed):
     return np.array(qpos), np.array(actions), since > 0
 
 
+@functools.lru_cache(1)
 def adroit_states(task, path=None):
     """(path, arrays) of recorded Adroit states: an npz with qpos, actions, episode_ends and the model's setting at
     action repeat 2, or Minari's D4RL data. path: default $DRIFT_DATA/adroit/NAME.npz, else the minari library's folder."""

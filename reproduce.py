@@ -148,7 +148,7 @@ def succeeds(name, seed):
 
 
 def look(name, path):
-    """A task's own picture and its first demonstration's first cloud, for the contact sheet; milliseconds a frame."""
+    """A task's picture at a start (Meta-World: that of the first demonstration), its crop box, milliseconds a frame."""
     env = task_named(name).env()
     env.reset(seed=int(experts.read(path)["start_seed"][0]) if name.startswith("meta") else 0)
     t0 = time.perf_counter()
