@@ -85,17 +85,32 @@ def near_spheres(rays, pos, centre, radius):
     return np.where((inside > 0) & (along > -radius), along - np.sqrt(np.maximum(inside, 0)), np.inf)
 
 
+def through_box(pos, rays, half):
+    """Where rays (N, 3) from pos (3,) or (N, 3) enter and leave the box of that half size around 0: distances (N,)
+    twice; those that miss it leave before they enter."""
+    with np.errstate(divide="ignore", invalid="ignore"):                       # a ray along an axis
+        a, b = (-half - pos) / rays, (half - pos) / rays
+    return np.fmin(a, b).max(-1), np.fmax(a, b).min(-1)
+
+
 def promising(model, data, camera, box, groups=VISIBLE):
-    """Which rays (N,) can meet anything inside the box: those through the bounding spheres of what reaches into it."""
+    """Which rays (N,) can meet anything inside the box: those that are in it and in some geom's own bounding box, or in
+    a sphere that is seen, at once."""
     low, high = np.asarray(box)
-    R = data.geom_xmat.reshape(-1, 3, 3)
+    rays, pos = camera.directions(), np.asarray(camera.pos, float)
+    R, half = data.geom_xmat.reshape(-1, 3, 3), model.geom_aabb[:, 3:] + 1e-6
     centre = data.geom_xpos + np.einsum("gij,gj->gi", R, model.geom_aabb[:, :3])
-    half = np.einsum("gij,gj->gi", np.abs(R), model.geom_aabb[:, 3:])
-    inside = ((centre + half > low) & (centre - half < high)).all(1) & np.isin(model.geom_group, groups)
+    reach = np.einsum("gij,gj->gi", np.abs(R), half)                           # half size along the world's axes
     sites = seen_spheres(model, data, groups)
-    centre = np.concatenate([centre[inside], data.site_xpos[sites]])
-    radius = np.concatenate([np.linalg.norm(half[inside], axis=1), model.site_size[sites, 0]])
-    return (near_spheres(camera.directions(), np.asarray(camera.pos, float), centre, radius) < np.inf).any(1)
+    marked = (near_spheres(rays, pos, data.site_xpos[sites], model.site_size[sites, 0]) < np.inf).any(1)
+    g = np.flatnonzero(((centre + reach > low) & (centre - reach < high)).all(1) & np.isin(model.geom_group, groups))
+    i, j = np.nonzero(near_spheres(rays, pos, centre[g], np.linalg.norm(half[g], axis=1)) < np.inf)   # pairs: ray, geom
+    g = g[j]
+    enter, leave = through_box(pos - (low + high) / 2, rays, (high - low) / 2)
+    to, ray = (np.einsum("nji,nj->ni", R[g], y) for y in (pos - centre[g], rays[i]))                  # in the geom's frame
+    into, out = through_box(to, ray, half[g])
+    marked[i[np.maximum(into, np.maximum(enter[i], 0)) <= np.minimum(out, leave[i])]] = True
+    return marked
 
 
 def cast(model, data, camera, groups=VISIBLE, only=None):

@@ -62,6 +62,22 @@ def test_promising_rays(scene):
         assert some[inside].all() and np.isnan(part[~some]).all()
 
 
+def test_promising_rays_are_exact_for_boxes():
+    """A box is its own bounding box: turned any way, just the rays that hit it are promising, cropped or not."""
+    rng = np.random.default_rng(0)
+    boxes = "".join(f'<geom type="box" size="{" ".join(map(str, rng.uniform(0.02, 0.3, 3)))}" '
+                    f'pos="{" ".join(map(str, rng.uniform(-0.5, 0.5, 3)))}" quat="{" ".join(map(str, rng.normal(size=4)))}"/>'
+                    for _ in range(12))
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{boxes}</worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    settle(model, data, [])
+    points, hit = cast(model, data, DOWN)
+    np.testing.assert_array_equal(promising(model, data, DOWN, ((-9, -9, -9), (9, 9, 9))), hit >= 0)
+    low, high = (-0.2, -0.1, 0), (0.3, 0.6, 0.4)
+    inside, some = ((points > low) & (points < high)).all(1), promising(model, data, DOWN, (low, high))
+    assert some[inside].all() and inside.sum() <= some.sum() < (hit >= 0).sum()
+
+
 def test_sites():
     """Spheres of sites are hit where they are nearer, and named by ngeom + their id; others are not."""
     model = mujoco.MjModel.from_xml_string('''<mujoco><worldbody><geom type="plane" size="5 5 .1"/>
