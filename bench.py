@@ -2,9 +2,11 @@
 
   python bench.py train    one training step with the drift loss against the same step with a plain MSE loss
   python bench.py infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
+  python bench.py latency  the same over methods: DBP's one network evaluation against diffusion's 10 and 100
   python bench.py ppo      Stage 2: rates of roll-out and update, shares of simulator, network and update
   python bench.py clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL is present
 """
+import functools
 import json
 import os
 import resource
@@ -18,6 +20,7 @@ import mujoco
 import numpy as np
 import torch
 
+from baselines import METHODS, prepare
 from drift import chunk_loss
 from envs import TASKS, task_named
 from pointcloud import cast, farthest, promising
@@ -25,10 +28,11 @@ from policy import Policy
 from runs import BadInput, Parser, above_zero, atomic, check_device, cli, read_log, versions
 
 
-def make_policy(dims, device, task=TASKS["pusht"]):
+def make_policy(dims, device, task=TASKS["pusht"], method="dbp"):
     shape = {k: getattr(task, k) for k in ("obs_dim", "D_a", "T_o", "T_p", "T_a", "points")}
     torch.manual_seed(0)
     unit = lambda d: (-torch.ones(d), torch.ones(d))
+    shape.update(method=method, times=METHODS[method])
     return Policy({"task": task.name, "dims": dims, **shape}, unit(task.obs_dim), unit(task.D_a)).to(device)
 
 
@@ -128,6 +132,39 @@ def infer(args):
     return rows
 
 
+def latency(args):
+    """Milliseconds of an action at batch 1 by method and number of network evaluations (NFE), as counted, on the same
+    channels; ratios of the p50s to DBP's and to the bare generator's. All take turns, so that what else the machine
+    does falls on all alike."""
+    ways = {"dbp, 1 NFE": ("dbp", 1), "meanflow, 1 NFE": ("meanflow", 1), "diffusion, 10 NFE": ("diffusion", 10),
+            "diffusion, 100 NFE": ("diffusion", 100)}
+    rows = {}
+    for how in ("eager", "compiled") if args.compile else ("eager",):
+        policies = {name: prepare(make_policy(args.dims, args.device, method=m).eval(), nfe) for name, (m, nfe) in ways.items()}
+        dbp = policies["dbp, 1 NFE"]
+        obs = torch.rand(1, dbp.T_o, dbp.obs_dim, device=args.device)
+        with torch.inference_mode():
+            h, z = dbp.features(obs), dbp.latent(1)
+        calls = {"generator alone": lambda: dbp.net(z, h), **{name: functools.partial(p.act, obs) for name, p in policies.items()}}
+        if how == "compiled":
+            for policy in policies.values():
+                policy.net.compile()
+        seconds = {name: [] for name in calls}
+        for _ in range(args.n + 3):
+            for name, call in calls.items():
+                t0 = clock(args.device)
+                with torch.inference_mode():
+                    call()
+                seconds[name].append(clock(args.device) - t0)
+        p50 = {name: float(np.median(s[3:])) for name, s in seconds.items()}
+        for name, s in seconds.items():
+            nfe = policies[name].nfe // len(s) if name in policies else 1
+            rows[f"{name}, {how}"] = {"nfe": nfe, **quantiles(s[3:]), "ratio_to_dbp": round(p50[name] / p50["dbp, 1 NFE"], 2),
+                                      "ratio_to_generator": round(p50[name] / p50["generator alone"], 2)}
+            print(f"{name}, {how}", rows[f"{name}, {how}"], flush=True)
+    return rows
+
+
 def ppo(args):
     """Run dbpo_ppo.py itself on an untrained policy, as it is and with two generator calls per sample, in turn.
 
@@ -206,19 +243,19 @@ def clouds(args):
 
 def main():
     p = Parser(__doc__)
-    p.add_argument("what", choices=("train", "infer", "ppo", "clouds"))
+    p.add_argument("what", choices=("train", "infer", "latency", "ppo", "clouds"))
     p.add_argument("--task", default="pusht", choices=list(TASKS), help="task (ppo, clouds)")
     p.add_argument("--envs", type=int, help="simulators; dbpo_ppo.py's default if not given (ppo)")
     p.add_argument("--chunks", type=int, help="chunk steps an iteration; likewise (ppo)")
     p.add_argument("--turns", type=int, default=2, help="runs of each kind, in turn (ppo)")
     p.add_argument("--one-process", action="store_true", help="all simulators in one process (ppo)")
-    p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train, ppo)")
+    p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train, latency, ppo)")
     p.add_argument("--batch", type=int, default=32, help="observations B (train)")
     p.add_argument("--K", type=int, default=4, help="hypotheses K (train)")
     p.add_argument("--temp", type=float, nargs="+", default=[0.2], help="temperatures tau (train)")
     p.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (train)")
     p.add_argument("--n", type=int, default=200, help="timed repetitions")
-    p.add_argument("--compile", action="store_true", help="also torch.compile (infer; needs a C++ compiler)")
+    p.add_argument("--compile", action="store_true", help="also torch.compile (infer, latency; needs a C++ compiler)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     p.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
     p.add_argument("--json", help="also write the figures here")
@@ -227,7 +264,7 @@ def main():
     check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    figures = {"train": train, "infer": infer, "ppo": ppo, "clouds": clouds}[args.what](args)
+    figures = {"train": train, "infer": infer, "latency": latency, "ppo": ppo, "clouds": clouds}[args.what](args)
     result = {"bench": args.what, "flags": vars(args), "versions": versions(), **figures}
     print(json.dumps(result, indent=1))
     if args.json:

@@ -43,6 +43,16 @@ def test_infer(monkeypatch):
     assert set(r) == {"small eager", "paper eager"} and all(map(timed, r.values()))
 
 
+def test_latency():
+    """Every method acts with the evaluations its row names, counted; the ratios are of the p50s."""
+    r = bench.latency(Namespace(dims=(8, 16), device="cpu", n=2, compile=False))
+    assert {k: v["nfe"] for k, v in r.items()} == {"generator alone, eager": 1, "dbp, 1 NFE, eager": 1, "meanflow, 1 NFE, eager": 1,
+                                                   "diffusion, 10 NFE, eager": 10, "diffusion, 100 NFE, eager": 100}
+    for row in r.values():
+        assert row["ratio_to_dbp"] == pytest.approx(row["p50_ms"] / r["dbp, 1 NFE, eager"]["p50_ms"], rel=0.02)
+    assert r["diffusion, 100 NFE, eager"]["ratio_to_generator"] > r["diffusion, 10 NFE, eager"]["ratio_to_generator"] > 3
+
+
 def test_command(tmp_path, monkeypatch, capsys):
     flags = f"--dims 8 16 --batch 2 --K 2 --n 2 --device cpu --json {tmp_path}/b.json"
     monkeypatch.setattr(sys, "argv", ["bench.py", "train", *flags.split()])
