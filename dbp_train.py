@@ -65,6 +65,8 @@ def parse():
     g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--ema", type=float, default=0.9999, help="largest EMA decay")
     g.add_argument("--ema-power", type=float, default=0.75, help="EMA decay at step n is 1 - (1 + n) ** -power")
+    g.add_argument("--spread", type=float, default=0, help="standard deviation over z of the untrained generator's outputs, "
+                   "normalised units; 0: small, as its layers start")
     g = p.add_argument_group("run")
     g.add_argument("--seed", type=int, default=0, help="seed of weights, batches and latents")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
@@ -88,8 +90,8 @@ def resolve(args):
     check_horizons(args.T_o, args.T_p, args.T_a)
     above_zero(args, "K", "temp", "batch", "epochs", "steps", "minutes", "lr", "clip", "ema_power", "threads",
                "save_every", "episodes")
-    if min(args.seed, args.warmup, args.eval_every, args.weight_decay) < 0:
-        raise BadInput("--seed, --warmup, --eval-every and --weight-decay must not be below 0")
+    if min(args.seed, args.warmup, args.eval_every, args.weight_decay, args.spread) < 0:
+        raise BadInput("--seed, --warmup, --eval-every, --weight-decay and --spread must not be below 0")
     if not all(0 <= b < 1 for b in (*args.betas, args.ema)):
         raise BadInput(f"--betas {args.betas} and --ema {args.ema} must lie in [0, 1)")
     if sum(x is not None for x in (args.epochs, args.steps, args.minutes)) > 1:
@@ -173,6 +175,9 @@ def setup(args, task):
              **({"method": args.method, "times": METHODS[args.method]} if args.method != "dbp" else {})}
     torch.manual_seed(args.seed)
     policy = Policy(shape, bounds(chunks.obs, task.points), bounds(chunks.action)).to(args.device)
+    if args.spread:
+        obs = chunks.batch(torch.zeros(1, dtype=torch.long, device=args.device))[0]
+        policy.net.spread(args.spread, policy.latent(500), policy.features(obs))
     if args.init:
         start, _ = Policy.load(args.init, args.device, task=task.name)
         if start.shape != policy.shape:

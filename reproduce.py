@@ -11,6 +11,7 @@
 the best of several tries at the same start states is; the last checkpoint's success always stands beside it. All other
 scores are of the last checkpoint.
 """
+import argparse
 import csv
 import datetime
 import functools
@@ -28,8 +29,10 @@ import torch
 
 import bench
 import experts
+import modes
 from baselines import prepare
 from data import Chunks, find, load
+from dbp_train import loss_of
 from envs import METAWORLD, TASKS, task_named
 from evaluate import evaluate, smoothness
 from pointcloud import contact_sheet
@@ -310,6 +313,34 @@ def efficiency(args):
     print(f"drawn: {args.results}/efficiency.png")
 
 
+def multimodal(args):
+    """Share of modes each method covers over 256 latents: at the toy fork, and at Push-T's symmetric states."""
+    rows, found = [], {}
+    for method in args.methods:
+        for seed in args.seeds:
+            out, ckpt = pusht_run(args, method, ("--method", method), seed)[0], Path(args.out, f"fork-{method}-seed{seed}.pt")
+            if not ckpt.exists():
+                how = argparse.Namespace(method=method, K=4, temp=[0.2], mode="chunk", amp=False)
+                modes.fit_fork(method, lambda *batch: loss_of(*batch[:3], how, batch[3])[0], seed,
+                               steps=args.fork_steps).save(ckpt)
+            at_fork, on_pusht = (prepare(Policy.load(path)[0]) for path in (ckpt, out / "ckpt.pt"))
+            for task, (shares, none, drawn) in (("fork", modes.fork_shares(at_fork)), ("pusht", modes.pusht_shares(on_pusht))):
+                rows.append({"task": task, "setting": method, "seed": seed, **modes.coverage(shares, none), **about()})
+                if seed == args.seeds[0]:
+                    found.setdefault(method, []).append(drawn)
+    write_csv(Path(args.results, "multimodal.csv"), rows)
+    fig = modes.sheet(found)
+    atomic(Path(args.results, "multimodal.png"), lambda f: fig.savefig(f, format="png", dpi=90))
+    lines = ["| task | method | modes covered | rarest mode | plans on no mode |", "|---|---|---|---|---|"]
+    for task in ("fork", "pusht"):
+        own = [r for r in rows if r["task"] == task]
+        for method in args.methods:
+            cells = [seeds_of(own, method, k)[1:] for k in ("covered", "rarest", "on_none")]
+            lines.append(f"| {task} | {method} | " + " | ".join(f"{m:.2f}" + ("" if np.isnan(h) else f" ± {h:.2f}") for m, h in cells) + " |")
+    atomic(Path(args.results, "multimodal.md"), lambda f: f.write(("\n".join(lines) + "\n").encode()))
+    print("\n".join(lines))
+
+
 def ablate(args):
     """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost is Eq. 58, time and memory against K = 1."""
     if args.what == "cost":
@@ -352,13 +383,15 @@ def main():
             s.add_argument("--attempts", type=int, default=20, help="starts the scripted policies are tried at")
             s.add_argument("--steps", type=int, default=20, help="training steps")
             s.add_argument("--png", default="figures/pointclouds.png", help="contact sheet of all clouds")
-    for name, run in (("pusht", pusht), ("efficiency", efficiency), ("ablate", ablate)):
+    for name, run in (("pusht", pusht), ("efficiency", efficiency), ("multimodal", multimodal), ("ablate", ablate)):
         s = sub.add_parser(name, help=run.__doc__.split("\n")[0], description=run.__doc__)
         s.set_defaults(run=run)
         if run is ablate:
             s.add_argument("what", choices=(*ABLATIONS, "cost"), help="what varies")
         else:
             s.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), help="methods")
+        if run is multimodal:
+            s.add_argument("--fork-steps", type=int, default=1500, help="optimiser steps at the toy fork")
         s.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
         budget = s.add_mutually_exclusive_group()
         budget.add_argument("--minutes", type=float, default=None if run is ablate else 15, help="training minutes of each run")
@@ -376,6 +409,8 @@ def main():
         s.add_argument("--out", default="runs", help="folder of the run folders")
         s.add_argument("--results", default="results", help="folder of tables and figures")
     args = p.parse_args()
+    if getattr(args, "threads", None):
+        torch.set_num_threads(args.threads)
     if getattr(args, "steps", None) or getattr(args, "epochs", None):
         args.minutes = None
     args.run(args)

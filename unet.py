@@ -63,9 +63,21 @@ class UNet1d(nn.Module):
         self.film_sizes = [2 * b.second[0].out_channels for b in self.modules() if isinstance(b, ResBlock)]
         self.film = nn.Sequential(nn.Linear(cond_dim, EMBED), nn.SiLU(), nn.Linear(EMBED, EMBED), nn.SiLU(),
                                   nn.Linear(EMBED, sum(self.film_sizes)))        # every block's FiLM at once
-        with torch.no_grad():
-            for conv in (self.down[0][0].first[0], self.down[0][0].skip):
-                conv.weight[:, :D_a] *= Z_GAIN
+        self.weigh_latent(Z_GAIN)
+
+    @torch.no_grad()
+    def weigh_latent(self, factor):
+        """Multiply the weights on the latent's own channels."""
+        for conv in (self.down[0][0].first[0], self.down[0][0].skip):
+            conv.weight[:, :self.out[-1].out_channels] *= factor
+
+    @torch.no_grad()
+    def spread(self, std, z, cond):
+        """Rescale an untrained network: the usual weight on the latent, outputs of mean 0 and deviation std over z
+        (N, T_p, D_a), at one condition (1, C). Hypotheses that start in a clump may stay in it: see toy.py."""
+        self.weigh_latent(1 / Z_GAIN)
+        self.out[-1].weight *= std / self(z, cond.expand(len(z), -1)).std(0).mean()
+        self.out[-1].bias -= self(z, cond.expand(len(z), -1)).mean((0, 1))
 
     def check_horizon(self, T_p):
         """Raise ValueError if T_p cannot be halved at every level."""

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 FLOORS = (("drift", "unet", "encoders", "pointcloud", "runs"),
           ("policy", "envs", "baselines", "toy", "formats"),
-          ("data", "evaluate", "bench", "realrobot"),
+          ("data", "evaluate", "bench", "realrobot", "modes"),
           ("dbp_train", "dbpo_ppo", "experts"),
           ("reproduce",))
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}

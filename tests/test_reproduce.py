@@ -82,3 +82,16 @@ def test_methods_and_ablation(demos, tmp_path):
         code, text, err = command(*mode, "--steps", steps)
         assert code == 0 and len([line for line in text.splitlines() if line.startswith(("| chunk", "| step"))]) == 2, err
     assert len(list(csv.DictReader(open(tmp_path / "results" / "ablate_mode.csv")))) == 4
+
+
+def test_multimodal(demos, tmp_path):
+    """A row for each task, method and seed, and a picture, of the runs that `pusht` makes."""
+    code, text, err = command("reproduce.py", "multimodal", "--methods", "dbp", "meanflow", "--steps", 2, "--fork-steps", 2,
+                              "--seeds", 0, 1, "--data", demos, "--dims", 8, 16, "--batch", 4, "--episodes", 1, "--eval-every", 0,
+                              "--device", "cpu", "--one-process", "--out", tmp_path / "runs", "--results", tmp_path / "results")
+    assert code == 0, err
+    rows = list(csv.DictReader(open(tmp_path / "results" / "multimodal.csv")))
+    assert [(r["setting"], r["seed"], r["task"]) for r in rows] == [
+        (m, s, t) for m in ("dbp", "meanflow") for s in "01" for t in ("fork", "pusht")]
+    assert {"| fork | dbp |", "| pusht | meanflow |"} <= {" ".join(line.split()[:5]) for line in text.splitlines()}
+    assert (tmp_path / "results" / "multimodal.png").stat().st_size > 10_000

@@ -95,3 +95,13 @@ def test_overfits_one_batch():
         loss.backward()
         optimiser.step()
     assert loss.item() < 0.01
+
+
+def test_spread():
+    """Outputs of an untrained network vary by the deviation asked for, about 0, and by less as its layers start."""
+    torch.manual_seed(0)
+    net, z, cond = UNet1d(2, 6, (16, 32)), torch.randn(400, 8, 2), torch.randn(1, 6)
+    out = lambda: net(z, cond.expand(400, -1)).detach()
+    assert out().std(0).mean() < 0.3
+    net.spread(0.7, z, cond)
+    assert abs(out().std(0).mean() - 0.7) < 1e-3 and out().mean((0, 1)).abs().max() < 1e-5
