@@ -162,9 +162,9 @@ def save_npz(path, **arrays):
 class Chunks:
     """All windows of the episodes, gathered on the device. The windows of Diffusion Policy's SequenceSampler.
 
-    obs (N, obs_dim), action (N, D_a) float32; index (n, T_p) int64: the step at each place of each window. An
-    episode of L steps has windows from step -(T_o-1) to L - T_p + T_a - 1; with fewer than T_p - T_a - T_o + 2
-    steps it has none. Raises BadInput on horizons that break Eq. 23, and if no window is left.
+    obs (N, obs_dim), action (N, D_a) float32; index (n, T_p) int64: the step at each place of each window; episode
+    (n,): the one it is of. An episode of L steps has windows from step -(T_o-1) to L - T_p + T_a - 1; with fewer than
+    T_p - T_a - T_o + 2 steps it has none. Raises BadInput on horizons that break Eq. 23, and if no window is left.
     """
 
     def __init__(self, episodes, T_o, T_p, T_a, device="cpu"):
@@ -178,6 +178,7 @@ class Chunks:
         start = np.arange(n.sum())[:, None] - (n.cumsum() - n)[e] - (T_o - 1)       # (n, 1) counted in the episode
         inside = np.clip(start + np.arange(T_p), 0, L[e] - 1)                       # (n, T_p) repeats at the borders
         self.index = torch.from_numpy(inside + (episodes.ends - L)[e]).to(device)
+        self.episode = torch.from_numpy(e[:, 0]).to(device)
         self.obs = torch.from_numpy(episodes.obs).to(device)
         self.action = torch.from_numpy(episodes.action).to(device)
 

@@ -65,8 +65,15 @@ def parse():
     g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--ema", type=float, default=0.9999, help="largest EMA decay")
     g.add_argument("--ema-power", type=float, default=0.75, help="EMA decay at step n is 1 - (1 + n) ** -power")
+    g = p.add_argument_group("beyond the paper (dbp); README says what each was worth")
     g.add_argument("--spread", type=float, default=0, help="standard deviation over z of the untrained generator's outputs, "
                    "normalised units; 0: small, as its layers start")
+    g.add_argument("--temp-start", type=float, default=1, help="factor on tau at first; falls to 1 exponentially over the "
+                   "first half")
+    g.add_argument("--scale", choices=("batch", "observation"), default="batch",
+                   help="mean distance s and force norm (Eqs. 29, 36) over the batch, or of each observation")
+    g.add_argument("--positives", type=int, default=1, help="positives P: the expert's chunk, and those at the P - 1 nearest "
+                   "observations of other episodes, weighted by nearness")
     g = p.add_argument_group("run")
     g.add_argument("--seed", type=int, default=0, help="seed of weights, batches and latents")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
@@ -88,7 +95,7 @@ def resolve(args):
     for k in ("T_o", "T_p", "T_a"):
         setattr(args, k, getattr(task, k) if getattr(args, k) is None else getattr(args, k))
     check_horizons(args.T_o, args.T_p, args.T_a)
-    above_zero(args, "K", "temp", "batch", "epochs", "steps", "minutes", "lr", "clip", "ema_power", "threads",
+    above_zero(args, "K", "temp", "temp_start", "positives", "batch", "epochs", "steps", "minutes", "lr", "clip", "ema_power", "threads",
                "save_every", "episodes")
     if min(args.seed, args.warmup, args.eval_every, args.weight_decay, args.spread) < 0:
         raise BadInput("--seed, --warmup, --eval-every, --weight-decay and --spread must not be below 0")
@@ -96,6 +103,8 @@ def resolve(args):
         raise BadInput(f"--betas {args.betas} and --ema {args.ema} must lie in [0, 1)")
     if sum(x is not None for x in (args.epochs, args.steps, args.minutes)) > 1:
         raise BadInput("give one of --epochs, --steps, --minutes")
+    if args.positives > 1 and task.points:
+        raise BadInput("--positives: nearness of point clouds is not defined here; leave it at 1")
     check_device(args.device)
     gpu = torch.device(args.device).type != "cpu"
     if args.dims == ["auto"]:
@@ -155,15 +164,34 @@ def progress(x, pos):
             "spread": rms(x - x.mean(1, keepdim=True)).mean()}
 
 
-def loss_of(policy, obs, pos, args, generator):
-    """The method's loss on a batch, obs (B, T_o, ·), normalised chunks pos (B, T_p, D_a), and detached figures."""
+@torch.no_grad()
+def neighbours(policy, chunks, P):
+    """The P - 1 nearest windows of each, of other episodes, by normalised observation history: numbers and weights
+    exp(-d²/h²) (n, P - 1), h the median distance to the nearest."""
+    feature, found = policy.norm_obs(chunks.obs)[chunks.index[:, :chunks.T_o]].flatten(1), []
+    for i in torch.arange(len(chunks), device=feature.device).split(2048):
+        d = torch.cdist(feature[i], feature).masked_fill_(chunks.episode[i, None] == chunks.episode, torch.inf)
+        found.append(d.topk(P - 1, largest=False))
+    d, near = (torch.cat(y) for y in zip(*found))
+    return near, torch.exp(-(d / d[:, 0].median().clamp_min(1e-9)).square())
+
+
+def loss_of(policy, obs, pos, args, generator, near=None, warmth=1.0):
+    """The method's loss on a batch, obs (B, T_o, ·), normalised chunks pos (B, T_p, D_a), and detached figures.
+
+    near: further positives (B, P - 1, T_p, D_a) and their weights (B, P - 1); warmth: factor on the temperatures.
+    """
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=args.amp):
         if args.method != "dbp":
             return LOSSES[args.method](policy, obs, pos, args.K, generator), {}
         x, pos = policy.hypotheses(obs, args.K, generator=generator), pos.unsqueeze(1)  # (B, K, ·, ·), (B, P = 1, ·, ·)
-    loss, info = chunk_loss(x, pos, mode=args.mode, temps=args.temp)
+    own, w_pos = pos, None
+    if near is not None:
+        pos, w_pos = torch.cat([pos, near[0]], 1), torch.cat([torch.ones_like(near[1][:, :1]), near[1]], 1)
+    alone = (lambda y: y if y is None else y.unsqueeze(1)) if args.scale == "observation" else lambda y: y
+    loss, info = chunk_loss(alone(x), alone(pos), mode=args.mode, temps=[warmth * tau for tau in args.temp], w_pos=alone(w_pos))
     force = info["force_rms"].reshape(-1, len(args.temp)).mean(0)
-    return loss, {"s": info["s"].mean(), **progress(x.detach(), pos),
+    return loss, {"s": info["s"].mean(), **progress(x.detach(), own),
                   **{f"force_{tau:g}": f for tau, f in zip(args.temp, force)}}
 
 
@@ -242,6 +270,7 @@ def train(args):
                     score_low=result["score_95"][0], score_high=result["score_95"][1])
         return result
 
+    nearest = neighbours(policy, chunks, args.positives) if args.positives > 1 else None
     minutes, clock, sums = state["minutes"], time.perf_counter(), None
     while total is None or step < total:
         if main_rank and step in SNAPSHOT_STEPS and step not in snapshots:
@@ -253,7 +282,9 @@ def train(args):
         obs, action = chunks.batch(i)                                             # (B, T_o, ·), (B, T_p, D_a)
         pos = policy.norm_action(action)
         generator.manual_seed((args.seed * 10_000_019 + step) * world + rank)     # z depends on the step alone: resume
-        loss, now = loss_of(policy, obs, pos, args, generator)
+        near = (policy.norm_action(chunks.batch(nearest[0][i])[1]), nearest[1][i]) if nearest else None
+        warmth = args.temp_start ** max(1 - 2 * step / total, 0) if total else args.temp_start
+        loss, now = loss_of(policy, obs, pos, args, generator, near, warmth)
         loss.backward()
         if world > 1:
             for p in policy.parameters():

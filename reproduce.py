@@ -320,7 +320,7 @@ def multimodal(args):
         for seed in args.seeds:
             out, ckpt = pusht_run(args, method, ("--method", method), seed)[0], Path(args.out, f"fork-{method}-seed{seed}.pt")
             if not ckpt.exists():
-                how = argparse.Namespace(method=method, K=4, temp=[0.2], mode="chunk", amp=False)
+                how = argparse.Namespace(method=method, K=4, temp=[0.2], mode="chunk", scale="batch", amp=False)
                 modes.fit_fork(method, lambda *batch: loss_of(*batch[:3], how, batch[3])[0], seed,
                                steps=args.fork_steps).save(ckpt)
             at_fork, on_pusht = (prepare(Policy.load(path)[0]) for path in (ckpt, out / "ckpt.pt"))

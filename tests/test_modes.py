@@ -68,7 +68,7 @@ def test_the_field_covers_what_regression_averages():
     torch.set_num_threads(1)
     found = {}
     for name, method, spread in (("apart", "dbp", 1), ("clump", "dbp", 0), ("bc", "bc", 0)):
-        how = argparse.Namespace(method=method, K=4, temp=[0.2], mode="chunk", amp=False)
+        how = argparse.Namespace(method=method, K=4, temp=[0.2], mode="chunk", scale="batch", amp=False)
         policy = modes.fit_fork(method, lambda *b: loss_of(*b[:3], how, b[3])[0], 0, steps=400, B=32, spread=spread)
         found[name] = modes.coverage(*modes.fork_shares(policy)[:2])
     assert found["apart"]["covered"] > 0.8 and found["clump"]["covered"] < 0.5 and found["bc"]["rarest"] == 0, found

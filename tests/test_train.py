@@ -172,6 +172,53 @@ def test_step_mode_and_several_temperatures(tmp_path, demos, quick):
     assert training_rows(tmp_path / "chunk")[0]["s"] > 2 * row["s"]         # D is T_p times larger
 
 
+def test_neighbours(demos):
+    """The nearest windows come from other episodes, nearest first, and the weight falls with the distance."""
+    chunks = Chunks(load(TASKS["pusht"], demos), 2, 4, 2)
+    policy = Policy({"task": "pusht", "obs_dim": 20, "D_a": 2, "T_o": 2, "T_p": 4, "T_a": 2, "dims": (8,)},
+                    dbp_train.bounds(chunks.obs), dbp_train.bounds(chunks.action))
+    near, weight = dbp_train.neighbours(policy, chunks, 4)
+    assert near.shape == weight.shape == (len(chunks), 3)
+    assert (chunks.episode[near] != chunks.episode[:, None]).all()
+    assert (weight.diff(dim=1) <= 0).all() and weight[:, 0].median() == pytest.approx(np.exp(-1), rel=0.05)
+    y = policy.norm_obs(chunks.batch(torch.arange(len(chunks)))[0]).flatten(1)
+    d = (y[5] - y).norm(dim=-1)
+    assert near[5, 0] == d.masked_fill(chunks.episode == chunks.episode[5], torch.inf).argmin()
+
+
+def test_beyond_the_paper(tmp_path, demos, quick, monkeypatch):
+    """Its flags reach the loss: more positives with weights, a problem an observation, a temperature that falls to 1."""
+    seen, real = [], dbp_train.chunk_loss
+    monkeypatch.setattr(dbp_train, "chunk_loss", lambda x, pos, **kw: seen.append((x.shape, pos.shape, kw)) or real(x, pos, **kw))
+    train("--data", demos, "--out", tmp_path / "r", "--steps", 4, "--positives", 3, "--scale", "observation", "--temp-start", 16,
+          "--spread", 1)
+    assert [round(kw["temps"][0], 3) for *_, kw in seen] == [3.2, 0.8, 0.2, 0.2]
+    assert seen[0][0] == (8, 1, 4, 16, 2) and seen[0][1] == (8, 1, 3, 16, 2) and seen[0][2]["w_pos"].shape == (8, 1, 3)
+    assert (seen[0][2]["w_pos"][..., 0] == 1).all() and (seen[0][2]["w_pos"][..., 1:] < 1).any()
+    row, = training_rows(tmp_path / "r")
+    assert all(math.isfinite(v) for v in row.values()) and row["spread"] > 0.3
+
+
+def test_scale_of_an_observation():
+    """The loss over the batch is the mean over observations that are problems of their own."""
+    from argparse import Namespace
+    g = torch.Generator().manual_seed(0)
+    x, pos = torch.randn(3, 4, 8, 2, generator=g), torch.randn(3, 8, 2, generator=g) * torch.tensor([1, 5, 20])[:, None, None]
+
+    class Fixed:
+        def __init__(self, x):
+            self.hypotheses = lambda obs, K, generator: x
+
+    how = Namespace(method="dbp", K=4, temp=[0.2], mode="chunk", scale="observation", amp=False)
+    loss = lambda i: dbp_train.loss_of(Fixed(x[i].requires_grad_()), None, pos[i], how, g)
+    whole, info = loss(slice(0, 3))
+    each = [loss(slice(i, i + 1)) for i in range(3)]
+    assert whole.item() == pytest.approx(np.mean([y.item() for y, _ in each]))
+    assert info["s"].item() == pytest.approx(np.mean([i["s"].item() for _, i in each]), rel=1e-5)
+    how.scale = "batch"
+    assert loss(slice(0, 3))[1]["s"].item() == pytest.approx(info["s"].item(), rel=1e-5)     # all have the same K: the mean's mean
+
+
 def test_amp(tmp_path, demos, quick):
     train("--data", demos, "--out", tmp_path / "r", "--steps", 3, "--amp")
     row, = training_rows(tmp_path / "r")
@@ -387,7 +434,7 @@ BAD_FLAGS = [
     ("--temp 0", "--temp"), ("--temp 0.2 -1", "--temp"), ("--K 0", "--K"), ("--batch 0", "--batch"),
     ("--save-every 0", "--save-every"),
     ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"),
-    ("--lr -1", "lr"),
+    ("--lr -1", "lr"), ("--spread -1", "spread"), ("--positives 0", "positives"), ("--temp-start 0", "temp-start"),
     ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"),
     ("--resume --out foreign", "state.pt"), ("", "r holds a run"),
 ]
