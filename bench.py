@@ -145,7 +145,8 @@ def latency(args):
         obs = torch.rand(1, dbp.T_o, dbp.obs_dim, device=args.device)
         with torch.inference_mode():
             h, z = dbp.features(obs), dbp.latent(1)
-        calls = {"generator alone": lambda: dbp.net(z, h), **{name: functools.partial(p.act, obs) for name, p in policies.items()}}
+        calls = {name: functools.partial(policy.act, obs) for name, policy in policies.items()}
+        calls["generator alone"] = functools.partial(dbp.net, z, h)
         if how == "compiled":
             for policy in policies.values():
                 policy.net.compile()

@@ -95,8 +95,8 @@ def resolve(args):
     for k in ("T_o", "T_p", "T_a"):
         setattr(args, k, getattr(task, k) if getattr(args, k) is None else getattr(args, k))
     check_horizons(args.T_o, args.T_p, args.T_a)
-    above_zero(args, "K", "temp", "temp_start", "positives", "batch", "epochs", "steps", "minutes", "lr", "clip", "ema_power", "threads",
-               "save_every", "episodes")
+    above_zero(args, "K", "temp", "temp_start", "positives", "batch", "epochs", "steps", "minutes", "lr", "clip", "ema_power",
+               "threads", "save_every", "episodes")
     if min(args.seed, args.warmup, args.eval_every, args.weight_decay, args.spread) < 0:
         raise BadInput("--seed, --warmup, --eval-every, --weight-decay and --spread must not be below 0")
     if not all(0 <= b < 1 for b in (*args.betas, args.ema)):

@@ -205,7 +205,8 @@ def contact_sheet(scenes, columns=6):
     """A figure of many tasks: what the camera sees beside the cloud. scenes: (name, picture, cloud (n, 3), box)."""
     from matplotlib.figure import Figure
     rows = -(-len(scenes) // columns)
-    fig = Figure(figsize=(3.2 * columns, 1.75 * rows), layout="constrained")
+    fig = Figure(figsize=(3.2 * columns, 1.75 * rows + 0.2), layout="constrained")
+    fig.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.2 / (1.75 * rows + 0.2)))     # room for the first row's titles
     for i, (name, seen, cloud, box) in enumerate(scenes):
         ax = fig.add_subplot(rows, 2 * columns, 2 * i + 1)
         ax.imshow(seen)

@@ -15,6 +15,7 @@ import argparse
 import csv
 import datetime
 import functools
+import itertools
 import math
 import os
 import platform
@@ -70,8 +71,7 @@ def about():
 def merge(path, row, keys):
     """Put row into the CSV table at path, in the place of one that agrees on keys. Returns all rows, as strings."""
     rows = list(csv.DictReader(open(path))) if Path(path).exists() else []
-    same = lambda r: all(r.get(k) == str(row[k]) for k in keys)
-    rows = [r for r in rows if not same(r)] + [{k: str(v) for k, v in row.items()}]
+    rows = [r for r in rows if any(r.get(k) != str(row[k]) for k in keys)] + [{k: str(v) for k, v in row.items()}]
     write_csv(path, rows)
     return rows
 
@@ -332,11 +332,11 @@ def multimodal(args):
     fig = modes.sheet(found)
     atomic(Path(args.results, "multimodal.png"), lambda f: fig.savefig(f, format="png", dpi=90))
     lines = ["| task | method | modes covered | rarest mode | plans on no mode |", "|---|---|---|---|---|"]
-    for task in ("fork", "pusht"):
+    for task, method in itertools.product(("fork", "pusht"), args.methods):
         own = [r for r in rows if r["task"] == task]
-        for method in args.methods:
-            cells = [seeds_of(own, method, k)[1:] for k in ("covered", "rarest", "on_none")]
-            lines.append(f"| {task} | {method} | " + " | ".join(f"{m:.2f}" + ("" if np.isnan(h) else f" ± {h:.2f}") for m, h in cells) + " |")
+        means = (seeds_of(own, method, k)[1:] for k in ("covered", "rarest", "on_none"))
+        cells = [f"{m:.2f}" + ("" if np.isnan(h) else f" ± {h:.2f}") for m, h in means]
+        lines.append(f"| {task} | {method} | {' | '.join(cells)} |")
     atomic(Path(args.results, "multimodal.md"), lambda f: f.write(("\n".join(lines) + "\n").encode()))
     print("\n".join(lines))
 
