@@ -167,7 +167,9 @@ def progress(x, pos):
 @torch.no_grad()
 def neighbours(policy, chunks, P):
     """The P - 1 nearest windows of each, of other episodes, by normalised observation history: numbers and weights
-    exp(-d²/h²) (n, P - 1), h the median distance to the nearest."""
+    exp(-d²/h²) (n, P - 1), h the median distance to the nearest. Raises BadInput if there are too few."""
+    if chunks.episode.bincount().max() + P - 1 > len(chunks):
+        raise BadInput(f"--positives {P}: too few windows of other episodes; give more demonstrations")
     feature, found = policy.norm_obs(chunks.obs)[chunks.index[:, :chunks.T_o]].flatten(1), []
     for i in torch.arange(len(chunks), device=feature.device).split(2048):
         d = torch.cdist(feature[i], feature).masked_fill_(chunks.episode[i, None] == chunks.episode, torch.inf)

@@ -434,7 +434,8 @@ BAD_FLAGS = [
     ("--temp 0", "--temp"), ("--temp 0.2 -1", "--temp"), ("--K 0", "--K"), ("--batch 0", "--batch"),
     ("--save-every 0", "--save-every"),
     ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"),
-    ("--lr -1", "lr"), ("--spread -1", "spread"), ("--positives 0", "positives"), ("--temp-start 0", "temp-start"),
+    ("--lr -1", "lr"), ("--spread -1", "spread"), ("--positives 0", "positives"),
+    ("--positives 9 --demos 1", "too few windows"), ("--temp-start 0", "temp-start"),
     ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"),
     ("--resume --out foreign", "state.pt"), ("", "r holds a run"),
 ]
