@@ -237,6 +237,7 @@ def train(args):
     chunks, policy, opt, ema, state = setup(args, task)
     if min(args.batch, len(chunks)) < world:
         raise BadInput(f"{world} processes cannot share a batch of {min(args.batch, len(chunks))}: raise --batch")
+    nearest = neighbours(policy, chunks, args.positives) if args.positives > 1 else None
     per_epoch = max(len(chunks) // args.batch, 1)              # the last, smaller batch is left out
     total = state["total"] or args.steps or (args.epochs and math.ceil(args.epochs * per_epoch))
     step, flags, out = state["step"], flags_of(args), Path(args.out)
@@ -272,7 +273,6 @@ def train(args):
                     score_low=result["score_95"][0], score_high=result["score_95"][1])
         return result
 
-    nearest = neighbours(policy, chunks, args.positives) if args.positives > 1 else None
     minutes, clock, sums = state["minutes"], time.perf_counter(), None
     while total is None or step < total:
         if main_rank and step in SNAPSHOT_STEPS and step not in snapshots:
