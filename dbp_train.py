@@ -65,7 +65,7 @@ def parse():
     g.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--ema", type=float, default=0.9999, help="largest EMA decay")
     g.add_argument("--ema-power", type=float, default=0.75, help="EMA decay at step n is 1 - (1 + n) ** -power")
-    g = p.add_argument_group("beyond the paper (dbp); README says what each was worth")
+    g = p.add_argument_group("beyond the paper (dbp)")
     g.add_argument("--spread", type=float, default=0, help="standard deviation over z of the untrained generator's outputs, "
                    "normalised units; 0: small, as its layers start")
     g.add_argument("--temp-start", type=float, default=1, help="factor on tau at first; falls to 1 exponentially over the "
