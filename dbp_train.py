@@ -190,7 +190,7 @@ def loss_of(policy, obs, pos, args, generator, near=None, warmth=1.0):
     own, w_pos = pos, None
     if near is not None:
         pos, w_pos = torch.cat([pos, near[0]], 1), torch.cat([torch.ones_like(near[1][:, :1]), near[1]], 1)
-    alone = (lambda y: y if y is None else y.unsqueeze(1)) if args.scale == "observation" else lambda y: y
+    alone = lambda y: y.unsqueeze(1) if args.scale == "observation" and y is not None else y      # a problem each
     loss, info = chunk_loss(alone(x), alone(pos), mode=args.mode, temps=[warmth * tau for tau in args.temp], w_pos=alone(w_pos))
     force = info["force_rms"].reshape(-1, len(args.temp)).mean(0)
     return loss, {"s": info["s"].mean(), **progress(x.detach(), own),

@@ -29,15 +29,14 @@ FREE_ON_RESUME = {"resume", "out", "init", "device", "threads", "iters", "save_e
 RAMP = 5                   # iterations in which the actor's learning rate rises to --lr
 CHOICE_SEED = 200_000      # first start seed of the evaluations that choose best.pt
 # What depends on the task: see --help for the meaning. Locomotion's are per chunk of 4 steps, Push-T's of 8.
+LOCOMOTION = dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=5e-5, target_kl=0.06, sigma=0.1,
+                  sigma_range=(0.05, 0.2), gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0, shaping=0.0)
 DEFAULTS = {
     "pusht": dict(envs=150, chunks=38, iters=100, batch=1425, epochs=2, lr=1e-4, target_kl=0.1, sigma=0.15,
                   sigma_range=(0.04, 0.3), sigma_final=0.03, gae_lambda=0.5, anchor=0.05, anchor_iters=50, bonus=1.0,
                   shaping=1.0),
-    "ant": dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=2e-4, target_kl=0.06, sigma=0.2,
-                sigma_range=(0.06, 0.5), sigma_final=0.05, gae_lambda=0.95, anchor=0.05, anchor_iters=50, bonus=0.0,
-                shaping=0.0),
-    None: dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=5e-5, target_kl=0.06, sigma=0.1,
-               sigma_range=(0.05, 0.2), gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0, shaping=0.0),
+    "ant": {**LOCOMOTION, "lr": 2e-4, "sigma": 0.2, "sigma_range": (0.06, 0.5), "sigma_final": 0.05, "anchor": 0.05},
+    None: LOCOMOTION,
 }
 
 
