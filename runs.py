@@ -9,6 +9,7 @@
 """
 import argparse
 import csv
+import ctypes
 import importlib.metadata
 import io
 import json
@@ -29,8 +30,18 @@ class BadInput(ValueError):
     """Something the user gave cannot be used; the message says what is wrong and what to do."""
 
 
+def keep_memory():
+    """Let glibc keep what is freed. It hands large blocks back and fetches them again, zeroed page by page, at every
+    step: training on a CPU spent up to 30 % of its time there. Elsewhere (macOS, Windows, musl) nothing is done."""
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, M_TRIM_THRESHOLD, M_MMAP_MAX = ctypes.CDLL(None).mallopt, -1, -4        # numbers of malloc.h
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+
+
 def cli(main):
     """Run main(); a BadInput becomes one line on stderr and exit code 2."""
+    keep_memory()
     try:
         main()
     except BadInput as e:
