@@ -8,6 +8,7 @@ TensorBoard, curves.png and hypotheses.png. Under torchrun the batch is split ov
 then the mean over each rank's share.
 """
 import copy
+import functools
 import math
 import os
 import time
@@ -74,6 +75,8 @@ def parse():
                    help="mean distance s and force norm (Eqs. 29, 36) over the batch, or of each observation")
     g.add_argument("--positives", type=int, default=1, help="positives P: the expert's chunk, and those at the P - 1 nearest "
                    "observations of other episodes, weighted by nearness")
+    g.add_argument("--memory", type=int, default=0, help="further negatives N: the last that many hypotheses of the same window, "
+                   "from earlier epochs")
     g = p.add_argument_group("run")
     g.add_argument("--seed", type=int, default=0, help="seed of weights, batches and latents")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
@@ -97,8 +100,8 @@ def resolve(args):
     check_horizons(args.T_o, args.T_p, args.T_a)
     above_zero(args, "K", "temp", "temp_start", "positives", "batch", "epochs", "steps", "minutes", "lr", "clip", "ema_power",
                "threads", "save_every", "episodes")
-    if min(args.seed, args.warmup, args.eval_every, args.weight_decay, args.spread) < 0:
-        raise BadInput("--seed, --warmup, --eval-every, --weight-decay and --spread must not be below 0")
+    if min(args.seed, args.warmup, args.eval_every, args.weight_decay, args.spread, args.memory) < 0:
+        raise BadInput("--seed, --warmup, --eval-every, --weight-decay, --spread and --memory must not be below 0")
     if not all(0 <= b < 1 for b in (*args.betas, args.ema)):
         raise BadInput(f"--betas {args.betas} and --ema {args.ema} must lie in [0, 1)")
     if sum(x is not None for x in (args.epochs, args.steps, args.minutes)) > 1:
@@ -178,20 +181,32 @@ def neighbours(policy, chunks, P):
     return near, torch.exp(-(d / d[:, 0].median().clamp_min(1e-9)).square())
 
 
-def loss_of(policy, obs, pos, args, generator, near=None, warmth=1.0):
+def recall(memory, i, x):
+    """Past hypotheses of windows i (B,), chunks (B, N, T_p, D_a) and weights (B, N), 0 where there is none yet; then x
+    (B, K, T_p, D_a) is kept for the next time. memory: chunks (n, N, T_p, D_a), newest first, and their number (n,)."""
+    chunks, filled = memory
+    N = chunks.shape[1]
+    past = chunks[i], (torch.arange(N, device=x.device) < filled[i, None]).float()
+    chunks[i], filled[i] = torch.cat([x, past[0]], 1)[:, :N], (filled[i] + x.shape[1]).clamp_max(N)
+    return past
+
+
+def loss_of(policy, obs, pos, args, generator, near=None, past=None, warmth=1.0):
     """The method's loss on a batch, obs (B, T_o, ·), normalised chunks pos (B, T_p, D_a), and detached figures.
 
-    near: further positives (B, P - 1, T_p, D_a) and their weights (B, P - 1); warmth: factor on the temperatures.
+    near: further positives (B, P - 1, T_p, D_a) and their weights (B, P - 1); past: from the hypotheses to further
+    negatives and weights, likewise; warmth: factor on the temperatures.
     """
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=args.amp):
         if args.method != "dbp":
             return LOSSES[args.method](policy, obs, pos, args.K, generator), {}
         x, pos = policy.hypotheses(obs, args.K, generator=generator), pos.unsqueeze(1)  # (B, K, ·, ·), (B, P = 1, ·, ·)
-    own, w_pos = pos, None
+    own, w_pos, (neg, w_neg) = pos, None, past(x.detach()) if past else (None, None)
     if near is not None:
         pos, w_pos = torch.cat([pos, near[0]], 1), torch.cat([torch.ones_like(near[1][:, :1]), near[1]], 1)
     alone = lambda y: y.unsqueeze(1) if args.scale == "observation" and y is not None else y      # a problem each
-    loss, info = chunk_loss(alone(x), alone(pos), mode=args.mode, temps=[warmth * tau for tau in args.temp], w_pos=alone(w_pos))
+    loss, info = chunk_loss(alone(x), alone(pos), neg=alone(neg), mode=args.mode,
+                            temps=[warmth * tau for tau in args.temp], w_pos=alone(w_pos), w_neg=alone(w_neg))
     force = info["force_rms"].reshape(-1, len(args.temp)).mean(0)
     return loss, {"s": info["s"].mean(), **progress(x.detach(), own),
                   **{f"force_{tau:g}": f for tau, f in zip(args.temp, force)}}
@@ -216,6 +231,9 @@ def setup(args, task):
     opt = torch.optim.AdamW(policy.parameters(), args.lr, betas=args.betas, weight_decay=args.weight_decay, fused=True)
     ema = EMA(policy, args.ema, args.ema_power)
     state = {"step": 0, "total": None, "minutes": 0.0, "snapshots": {}}
+    if args.memory:
+        state["memory"] = (torch.zeros(len(chunks), args.memory, args.T_p, policy.D_a, device=args.device),
+                           torch.zeros(len(chunks), dtype=torch.long, device=args.device))
     if args.resume:
         state = load_state(args, args.device, {"weights", "ema", "optimizer"}, FREE_ON_RESUME)
         policy.load_state_dict(state.pop("weights"))
@@ -237,11 +255,13 @@ def train(args):
     chunks, policy, opt, ema, state = setup(args, task)
     if min(args.batch, len(chunks)) < world:
         raise BadInput(f"{world} processes cannot share a batch of {min(args.batch, len(chunks))}: raise --batch")
+    if world > 1 and args.memory:
+        raise BadInput("--memory is of one process: run it without torchrun")
     nearest = neighbours(policy, chunks, args.positives) if args.positives > 1 else None
     per_epoch = max(len(chunks) // args.batch, 1)              # the last, smaller batch is left out
     total = state["total"] or args.steps or (args.epochs and math.ceil(args.epochs * per_epoch))
     step, flags, out = state["step"], flags_of(args), Path(args.out)
-    snapshots = state["snapshots"]
+    snapshots, memory = state["snapshots"], state.get("memory")
     shown = chunks.batch(torch.linspace(0, len(chunks) - 1, 6, device=args.device).long())       # 6 observations
     z_shown = torch.randn(6, 32, args.T_p, policy.D_a, generator=torch.Generator().manual_seed(0)).to(args.device)
     generator = torch.Generator(args.device)
@@ -259,7 +279,7 @@ def train(args):
     def save():
         policy.save(out / "ckpt.pt", flags=flags, ema=ema.state_dict(), step=step)
         save_torch(out / "state.pt", {"step": step, "total": total, "minutes": minutes, "snapshots": snapshots,
-                                      "flags": flags, "weights": policy.state_dict(),
+                                      "flags": flags, **({"memory": memory} if memory else {}), "weights": policy.state_dict(),
                                       "ema": ema.state_dict(), "optimizer": opt.state_dict()})
 
     def snapshot():
@@ -286,7 +306,8 @@ def train(args):
         generator.manual_seed((args.seed * 10_000_019 + step) * world + rank)     # z depends on the step alone: resume
         near = (policy.norm_action(chunks.batch(nearest[0][i])[1]), nearest[1][i]) if nearest else None
         warmth = args.temp_start ** max(1 - 2 * step / total, 0) if total else args.temp_start
-        loss, now = loss_of(policy, obs, pos, args, generator, near, warmth)
+        past = functools.partial(recall, memory, i) if memory else None
+        loss, now = loss_of(policy, obs, pos, args, generator, near, past, warmth)
         loss.backward()
         if world > 1:
             for p in policy.parameters():

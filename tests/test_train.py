@@ -199,6 +199,19 @@ def test_beyond_the_paper(tmp_path, demos, quick, monkeypatch):
     assert all(math.isfinite(v) for v in row.values()) and row["spread"] > 0.3
 
 
+def test_memory():
+    """A window's past hypotheses, newest first; weight 0 where there is none yet; never more than N."""
+    memory = torch.zeros(5, 3, 1, 1), torch.zeros(5, dtype=torch.long)
+    x = lambda *y: torch.tensor(y, dtype=torch.float32)[..., None, None]                   # (B, K, 1, 1)
+    past, w = dbp_train.recall(memory, torch.tensor([4, 1]), x([1, 2], [3, 4]))
+    assert (w == 0).all()
+    past, w = dbp_train.recall(memory, torch.tensor([1, 0]), x([5, 6], [7, 8]))
+    assert w.tolist() == [[1, 1, 0], [0, 0, 0]] and past[0, :2].flatten().tolist() == [3, 4]
+    past, w = dbp_train.recall(memory, torch.tensor([1]), x([9, 10]))
+    assert w.tolist() == [[1, 1, 1]] and past.flatten().tolist() == [5, 6, 3]
+    assert memory[0][4].flatten().tolist() == [1, 2, 0] and memory[1].tolist() == [2, 3, 0, 0, 2]
+
+
 def test_scale_of_an_observation():
     """The loss over the batch is the mean over observations that are problems of their own."""
     from argparse import Namespace
@@ -268,7 +281,7 @@ def test_init(tmp_path, demos, quick):
 
 def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
     """SIGKILL between two saves, then --resume: weights, EMA, optimiser and log as if nothing had happened."""
-    flags = ["--data", demos, "--steps", 300, "--save-every", 100]
+    flags = ["--data", demos, "--steps", 300, "--save-every", 100, "--memory", 6]
     train(*flags, "--out", tmp_path / "whole")
     cut = tmp_path / "cut"
     p = subprocess.Popen([sys.executable, ROOT / "dbp_train.py", *SMALL, *map(str, flags), "--out", cut],
@@ -291,7 +304,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
 
     whole, resumed = (load_torch(tmp_path / n / "state.pt") for n in ("whole", "cut"))
     assert whole["step"] == resumed["step"] == 300
-    for part in ("weights", "ema", "optimizer", "snapshots", "total"):
+    for part in ("weights", "ema", "optimizer", "snapshots", "total", "memory"):
         assert same(whole[part], resumed[part]), part
     rows, wanted = training_rows(cut), training_rows(tmp_path / "whole")
     assert [r["step"] for r in rows] == list(range(50, 301, 50))
@@ -434,7 +447,7 @@ BAD_FLAGS = [
     ("--temp 0", "--temp"), ("--temp 0.2 -1", "--temp"), ("--K 0", "--K"), ("--batch 0", "--batch"),
     ("--save-every 0", "--save-every"),
     ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"),
-    ("--lr -1", "lr"), ("--spread -1", "spread"), ("--positives 0", "positives"),
+    ("--lr -1", "lr"), ("--spread -1", "spread"), ("--memory -1", "memory"), ("--positives 0", "positives"),
     ("--positives 9 --demos 1", "too few windows"), ("--temp-start 0", "temp-start"),
     ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"),
     ("--resume --out foreign", "state.pt"), ("", "r holds a run"),
