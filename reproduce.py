@@ -111,7 +111,7 @@ def pointcloud(args):
             scores = [r["score"] for r in rows if "score" in r]
             best = sorted(scores)[-args.top:]
             table = merge(results, {"task": task.name, "group": task.group, "seed": seed, "last": scores[-1],
-                                    f"top": np.mean(best).round(4), "of": f"{len(best)} of {len(scores)}",
+                                    "top": np.mean(best).round(4), "of": f"{len(best)} of {len(scores)}",
                                     "episodes": args.episodes, "epochs": f"{epochs:g}", "steps": steps, "demos": args.demos,
                                     "dims": " ".join(map(str, args.dims)), "minutes": round(rows[-1]["minutes"], 1),
                                     **about()}, ("task", "seed", "epochs", "dims"))
@@ -122,7 +122,8 @@ def pointcloud(args):
 
 def summary(rows):
     """The rows of results/pointcloud.csv as the paper's Table II in Markdown: per cent, mean over tasks of the means over
-    seeds, ± the deviation over seeds of one task's runs, averaged; how many tasks and runs a cell holds."""
+    seeds, ± the deviation over seeds, averaged; tasks and runs in a cell. The longest run of a task and seed counts."""
+    rows = {(r["task"], r["seed"]): r for r in sorted(rows, key=lambda r: float(r["epochs"]))}.values()    # the longest run
     lines = ["| success, % | " + " | ".join((*COLUMNS, "all 37")) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{x:g}" for x in values) + " |" for name, values in TABLE_2.items()]
     for key, name in (("top", "DBP, here, best evaluations"), ("last", "DBP, here, last checkpoint")):
@@ -240,11 +241,10 @@ def pusht_score(args, out, rows, name, nfe, seed, table):
         t0 = time.perf_counter()
         policy.act(obs).cpu()
         ms.append(1e3 * (time.perf_counter() - t0))
-    last = rows[-1]
     return merge(table, {**row, "score": round(result["score"], 4), "low": round(result["score_95"][0], 4),
                          "high": round(result["score_95"][1], 4), "success": result["success"], "nfe": result["nfe"],
                          "act_ms": round(float(np.median(ms[2:])), 2), **smoothness(rolled, policy.T_o, policy.T_a),
-                         "minutes": round(last["minutes"], 1), "steps": last["step"], **about()}, row)
+                         "minutes": round(rows[-1]["minutes"], 1), "steps": rows[-1]["step"], **about()}, row)
 
 
 def seeds_of(rows, setting, what="score"):

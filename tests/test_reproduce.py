@@ -11,7 +11,8 @@ from envs import TASKS
 
 
 def run(task, seed, top, last):
-    return {"task": task, "group": TASKS[task].group, "seed": str(seed), "top": str(top), "last": str(last)}
+    return {"task": task, "group": TASKS[task].group, "seed": str(seed), "top": str(top), "last": str(last),
+            "epochs": "100"}
 
 
 def test_paper_rows():
@@ -30,6 +31,8 @@ def test_summary():
     top, last = ([c.strip() for c in line.split("|")[2:-1]] for line in text[-2:])
     assert top == ["—", "—", "70.0 (tasks 1, runs 1)", "70.0 ± 10.0 (tasks 2, runs 3)", "—", "—", "—", "—"]
     assert last[3] == "55.0 ± 10.0 (tasks 2, runs 3)"
+    longer = {**rows[2], "epochs": "1000", "last": 0.9}
+    assert reproduce.summary([longer, *rows]).splitlines()[-1] == reproduce.summary([*rows[:2], longer, rows[3]]).splitlines()[-1]
 
 
 def test_merge(tmp_path):
