@@ -153,10 +153,12 @@ def farthest(points, n):
         raise ValueError(f"{len(points)} points, {np.isnan(points).any(-1).sum()} of them NaN: cannot sample {n}")
     if len(points) <= n:
         return np.arange(n) % len(points)
-    xyz, taken, nearest = np.ascontiguousarray(points.T), np.zeros(n, np.int64), np.full(len(points), np.inf, points.dtype)
+    p = points - points.mean(0, dtype=np.float64)
+    square, one = (p * p).sum(1), np.ones(len(p))
+    here, there = np.stack([*p.T, one, square]).T, np.stack([*(-2 * p.T), square, one], 1)
+    taken, nearest, distance = np.zeros(n, np.int64), np.full(len(p), np.inf), np.empty(len(p))
     for k in range(1, n):
-        last = xyz[:, taken[k - 1]]
-        distance = (xyz[0] - last[0]) ** 2 + (xyz[1] - last[1]) ** 2 + (xyz[2] - last[2]) ** 2
+        np.dot(here, there[taken[k - 1]], out=distance)             # |p|² - 2 p·q + |q|², all p at once
         np.minimum(nearest, distance, out=nearest)
         taken[k] = nearest.argmax()
     return taken
