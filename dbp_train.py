@@ -87,7 +87,7 @@ def parse():
     g.add_argument("--resume", action="store_true", help="go on from state.pt in the run folder")
     g.add_argument("--save-every", type=int, default=500, help="steps between saves")
     g.add_argument("--eval-every", type=int, default=0, help="steps between evaluations; 0: only at the end")
-    g.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
+    g.add_argument("--episodes", type=int, help="episodes of an evaluation; 50, with point clouds 20, if not given")
     g.add_argument("--one-process", action="store_true", help="evaluate with all simulators in this process")
     return p.parse_args()
 

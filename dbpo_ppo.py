@@ -90,7 +90,7 @@ def parse():
     g.add_argument("--resume", action="store_true", help="go on from state.pt in the run folder")
     g.add_argument("--save-every", type=int, default=10, help="iterations between saves")
     g.add_argument("--eval-every", type=int, default=10, help="iterations between evaluations; 0: only first and last")
-    g.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
+    g.add_argument("--episodes", type=int, help="episodes of an evaluation; 50, with point clouds 20, if not given")
     g.add_argument("--calls", type=int, default=1, help="generator calls per action; above 1 only for bench.py's ratio")
     return p.parse_args()
 

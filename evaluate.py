@@ -93,9 +93,10 @@ def bootstrap(values, n=10_000, seed=0):
     return tuple(np.quantile(draws, [0.025, 0.975]).tolist())
 
 
-def evaluate(policy, task, episodes=50, *, start_seed=START_SEED, **kw):
-    """Score the policy over `episodes` fixed starts; kw as in `rollout`. Returns plain numbers and the Rollout."""
-    t0 = time.perf_counter()
+def evaluate(policy, task, episodes=None, *, start_seed=START_SEED, **kw):
+    """Score the policy over `episodes` fixed starts, the field's number if None: 20 with point clouds, else 50; kw as in
+    `rollout`. Returns plain numbers and the Rollout."""
+    episodes, t0 = episodes or (20 if task.points else 50), time.perf_counter()
     r = rollout(policy, task, range(start_seed, start_seed + episodes), **kw)
     scores = r.scores(task.score)
     success = {"success": r.success.mean().item(), "success_95": bootstrap(r.success.astype(float))}
@@ -137,7 +138,7 @@ def main():
     p = Parser(__doc__)
     p.add_argument("ckpt", help="policy checkpoint: the ckpt.pt of a run folder")
     p.add_argument("--task", help="refuse a checkpoint of any other task")
-    p.add_argument("--episodes", type=int, default=50, help="number of episodes")
+    p.add_argument("--episodes", type=int, help="number of episodes; 50, with point clouds 20, if not given")
     p.add_argument("--seed", type=int, default=0, help="seed of the latents z")
     p.add_argument("--raw", action="store_true", help="the raw weights, not the EMA's")
     p.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
@@ -157,7 +158,7 @@ def main():
     policy.set_executed(args.T_a or policy.T_a)
     prepare(policy, args.nfe).z_scale = args.z_scale
     result, r = evaluate(policy, task_named(policy.task), args.episodes, start_seed=args.start_seed, seed=args.seed,
-                         workers=not args.one_process, show=min(args.show, args.episodes) if args.video else 0)
+                         workers=not args.one_process, show=args.show if args.video else 0)
     print(line(result))
     if args.video:
         save_gif(args.video, r.frames)

@@ -229,7 +229,7 @@ def pusht_run(args, name, flags, seed):
 def pusht_score(args, out, rows, name, nfe, seed, table):
     """Score a run's last checkpoint at a number of evaluations an action, unless table has it. Returns all its rows."""
     k, value = length(args)
-    row = {"setting": f"{name}, {nfe} NFE" if args.command == "pusht" else name, "seed": seed, "length": f"{value:g} {k}",
+    row = {"setting": f"{name}, {nfe} NFE" if args.run is pusht else name, "seed": seed, "length": f"{value:g} {k}",
            "episodes": args.episodes, "dims": " ".join(map(str, args.dims))}
     old = list(csv.DictReader(open(table))) if table.exists() else []
     if any(all(r[k] == str(v) for k, v in row.items()) for r in old):
@@ -282,7 +282,7 @@ def report(args, rows, settings, paper, stem):
 
 
 def pusht(args):
-    """Table I's Push-T row: all methods on the same network, data and budget; score, NFE, latency of an action."""
+    """Table I's Push-T row: methods on one network, data and budget; score, NFE, latency, jerk, plans' disagreement."""
     table = Path(args.results, "pusht_methods.csv")
     for seed in args.seeds:
         for method in args.methods:
@@ -384,7 +384,7 @@ def main():
             s.add_argument("--steps", type=int, default=20, help="training steps")
             s.add_argument("--png", default="figures/pointclouds.png", help="contact sheet of all clouds")
     for name, run in (("pusht", pusht), ("efficiency", efficiency), ("multimodal", multimodal), ("ablate", ablate)):
-        s = sub.add_parser(name, help=run.__doc__.split("\n")[0], description=run.__doc__)
+        s = sub.add_parser(name, aliases=["smoothness"] * (run is pusht), help=run.__doc__.split("\n")[0], description=run.__doc__)
         s.set_defaults(run=run)
         if run is ablate:
             s.add_argument("what", choices=(*ABLATIONS, "cost"), help="what varies")

@@ -56,6 +56,10 @@ def test_evaluate(monkeypatch):
     assert (result["simulator_s"], result["network_s"], result["network_ms"]) == (1.5, pytest.approx(0.009), 2.0)
     assert json.loads(json.dumps(result))["episodes"] == 3 and "score 0.567 [" in line(result)
     assert evaluate(None, replace(SHORT, score="sum"), 3)[0]["scores"] == [0.8, 0.3, 1.0]
+    del seen[:]
+    for task in (SHORT, TASKS["metaworld-reach"]):                     # the field's numbers of episodes, if none is given
+        evaluate(None, task)
+    assert [len(seeds) for seeds, _ in seen] == [50, 20]
 
 
 def test_smoothness_by_hand():
