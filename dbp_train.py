@@ -55,7 +55,7 @@ def parse():
     g = p.add_argument_group("optimisation (Table VII)")
     g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU, if no length is given")
     g.add_argument("--steps", type=int, help="optimiser steps; 8000 on a CPU if no length is given")
-    g.add_argument("--minutes", type=float, help="training minutes: steps are fixed after timing the first 100")
+    g.add_argument("--minutes", type=float, help="training minutes: the steps that fit are fixed by the pace of the first half")
     g.add_argument("--batch", type=int, default=32, help="observations per step B")
     g.add_argument("--lr", type=float, help="peak learning rate; 1e-4 for the paper's network, else 5e-4")
     g.add_argument("--schedule", choices=("constant", "cosine"), default="cosine",
@@ -330,11 +330,12 @@ def train(args):
             continue
 
         minutes, clock = minutes + (time.perf_counter() - clock) / 60, time.perf_counter()
-        if total is None and step >= 100:                                         # --minutes: now the pace is known
-            left = torch.tensor(max(step, round(step * args.minutes / minutes)), device=args.device)
+        if args.minutes and step >= 100:       # the steps that fit, by the pace so far; fixed when half the time is over
+            fit = total if total and minutes > args.minutes / 2 else max(step, round(step * args.minutes / minutes))
+            fit = torch.tensor(fit, device=args.device)
             if world > 1:
-                dist.broadcast(left, 0)
-            total = int(left)
+                dist.broadcast(fit, 0)
+            total = int(fit)
             if main_rank:
                 bar.total = total
         if main_rank:
