@@ -12,7 +12,7 @@ from torch import nn
 
 from encoders import LowDim, Points
 from runs import BadInput, load_torch, save_torch
-from unet import EMBED, UNet1d
+from unet import EMBED, Z_GAIN, UNet1d
 
 FORMAT = "drift-policy-1"
 TIME = 32           # numbers that a time in [0, 1] is embedded in
@@ -90,6 +90,8 @@ class Policy(nn.Module):
         try:
             self.net = UNet1d(self.D_a, self.encoder.size + self.times * TIME, shape["dims"])
             self.net.check_horizon(self.T_p)
+            if self.times:                                  # the input is the noisy chunk then: its usual weight
+                self.net.weigh_latent(1 / Z_GAIN)
         except ValueError as e:
             raise BadInput(str(e)) from e
 

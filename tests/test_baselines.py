@@ -166,3 +166,10 @@ def test_command(demos, tmp_path, method):
     assert loaded.method == kept["method"] == method
     code, text, err = command("evaluate.py", out / "ckpt.pt", "--episodes", 1, *(["--nfe", 5] if method == "diffusion" else []))
     assert code == 0 and "score" in text, err
+
+
+def test_the_noisy_chunk_has_the_usual_weight():
+    """DBP starts with a quarter of the usual weight on its latent; where the input is the noisy chunk there is no such cut."""
+    first = lambda method: policy(method).net.down[0][0].skip.weight[:, :2]
+    torch.testing.assert_close(first("diffusion"), 4 * first("dbp"))
+    assert torch.equal(first("bc"), first("dbp"))
