@@ -55,7 +55,8 @@ def parse():
     g = p.add_argument_group("optimisation (Table VII)")
     g.add_argument("--epochs", type=float, help="passes over the data; 100 (the paper's) on a GPU, if no length is given")
     g.add_argument("--steps", type=int, help="optimiser steps; 8000 on a CPU if no length is given")
-    g.add_argument("--minutes", type=float, help="training minutes: the pace of the first half fixes the steps; resumed earlier, they may differ")
+    g.add_argument("--minutes", type=float, help="training minutes: the pace of the first half fixes the steps; a run "
+                   "resumed before may come to others")
     g.add_argument("--batch", type=int, default=32, help="observations per step B")
     g.add_argument("--lr", type=float, help="peak learning rate; 1e-4 for the paper's network, else 5e-4")
     g.add_argument("--schedule", choices=("constant", "cosine"), default="cosine",
