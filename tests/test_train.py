@@ -253,7 +253,7 @@ def test_minutes_fix_the_steps(tmp_path, demos, quick):
     train("--data", demos, "--out", tmp_path / "r", "--minutes", 0.03)
     rows, state = training_rows(tmp_path / "r"), load_torch(tmp_path / "r" / "state.pt")
     timed = [r for r in rows if r["step"] >= 100]
-    last = ([r for r in timed if r["minutes"] <= 0.015] or timed)[-1 if timed[0]["minutes"] <= 0.015 else 0]
+    last = ([r for r in timed if r["minutes"] <= 0.015] or timed[:1])[-1]       # of the first half, but not before step 100
     assert state["step"] == state["total"] == rows[-1]["step"]
     assert state["total"] == pytest.approx(max(last["step"], last["step"] * 0.03 / last["minutes"]), rel=0.01)
     assert 0 < rows[0]["minutes"] < rows[-1]["minutes"]
