@@ -293,21 +293,21 @@ def pusht(args):
 
 
 def efficiency(args):
-    """Table VI as curves: score over training minutes and over steps, of the runs that `pusht` makes."""
+    """Table VI as curves: score over training minutes and over epochs, of the runs that `pusht` makes."""
     from matplotlib.figure import Figure
+    task = TASKS["pusht"]
+    per_epoch = max(len(Chunks(load(task, args.data, args.demos), task.T_o, task.T_p, task.T_a)) // args.batch, 1)
+    rows = [{"method": method, "seed": seed, "epochs": round(r["step"] / per_epoch, 2),
+             **{k: r[k] for k in ("step", "minutes", "score")}} for method in args.methods for seed in args.seeds
+            for r in pusht_run(args, method, FLAGS[method], seed)[1] if "score" in r]
     fig = Figure(figsize=(9, 3.4), layout="constrained")
-    rows = []
-    for ax, x in zip(fig.subplots(1, 2, sharey=True), ("minutes", "step")):
-        for i, method in enumerate(args.methods):
-            for seed in args.seeds:
-                own = [r for r in pusht_run(args, method, FLAGS[method], seed)[1] if "score" in r]
-                ax.plot([r[x] for r in own], [r["score"] for r in own], color=f"C{i}", lw=1, marker=".", ms=4,
-                        label=method if seed == args.seeds[0] else None)
-                rows += [{"method": method, "seed": seed, **{k: r[k] for k in ("step", "minutes", "score")}} for r in own
-                         if x == "step"]
-        ax.set(xlabel=f"training {x}" if x == "minutes" else "optimiser steps", ylabel="score", ylim=(0, 1))
+    for ax, x in zip(fig.subplots(1, 2, sharey=True), ("minutes", "epochs")):
+        for (i, method), seed in itertools.product(enumerate(args.methods), args.seeds):
+            ax.plot(*zip(*[(r[x], r["score"]) for r in rows if (r["method"], r["seed"]) == (method, seed)]), color=f"C{i}",
+                    lw=1, marker=".", ms=4, label=method if seed == args.seeds[0] else None)
+        ax.set(xlabel=f"training {x}", ylabel="score", ylim=(0, 1))
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower right")
     write_csv(Path(args.results, "efficiency.csv"), rows)
     atomic(Path(args.results, "efficiency.png"), lambda f: fig.savefig(f, format="png", dpi=110))
     print(f"drawn: {args.results}/efficiency.png")

@@ -6,7 +6,7 @@ import pytest
 
 import reproduce
 from conftest import cli as command
-from data import save_npz
+from data import Chunks, load, save_npz
 from envs import TASKS
 
 
@@ -80,6 +80,11 @@ def test_methods_and_ablation(demos, tmp_path):
     assert all(float(r["jerk"]) > 0 and r["date"] and r["commit"] for r in rows)
     assert {"pusht_methods.png", "pusht_methods.md"} <= {p.name for p in (tmp_path / "results").iterdir()}
     assert "dbp_train.py" not in command(*flags)[1]
+    code, text, err = command("reproduce.py", "efficiency", *flags[2:])
+    curve = list(csv.DictReader(open(tmp_path / "results" / "efficiency.csv")))
+    assert code == 0 and [(r["method"], r["step"]) for r in curve] == [("dbp", "2"), ("meanflow", "2")], err
+    windows = len(Chunks(load(TASKS["pusht"], demos, None), 2, 16, 8))
+    assert all(float(r["epochs"]) == round(2 / (windows // 4), 2) for r in curve)
     mode = ["reproduce.py", "ablate", "mode", "--demos", 2, *common]
     for steps in (2, 3):
         code, text, err = command(*mode, "--steps", steps)
