@@ -264,7 +264,7 @@ def report(args, rows, settings, paper, stem):
     ax = fig.add_subplot()
     for i, name in enumerate(settings):
         values, mean, half = seeds_of(rows, name)
-        more = [f"{seeds_of(rows, name, c)[1]:.3g}" for c in columns]
+        more = [f"{m:.3g}" if m < 1000 else f"{m:.0f}" for m in (seeds_of(rows, name, c)[1] for c in columns)]
         lines.append(f"| {name} | {mean:.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "") + " | "
                      + ", ".join(f"{v:.3f}" for v in values) + f" | {paper.get(name, '')} | " + " | ".join(more) + " |")
         ax.bar(i, mean, color="tab:blue", alpha=0.35)
@@ -275,7 +275,7 @@ def report(args, rows, settings, paper, stem):
     ax.set_xticklabels([name.replace(", ", "\n") for name in settings], fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     if paper:
-        ax.legend(frameon=False, loc="lower right")
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
     atomic(Path(args.results, f"{stem}.png"), lambda f: fig.savefig(f, format="png", dpi=110))
     atomic(Path(args.results, f"{stem}.md"), lambda f: f.write(("\n".join(lines) + "\n").encode()))
     print("\n".join(lines))
