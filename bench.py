@@ -43,6 +43,16 @@ def clock(device):
     return time.perf_counter()
 
 
+def timed(call, n, device, warm=3):
+    """Seconds of n calls, one after another; `warm` calls before them do not count."""
+    seconds = []
+    for _ in range(warm + n):
+        t0 = clock(device)
+        call()
+        seconds.append(clock(device) - t0)
+    return seconds[warm:]
+
+
 def quantiles(seconds):
     """p50, p99 and mean rate of a list of seconds, in ms and Hz."""
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
@@ -120,14 +130,7 @@ def infer(args):
         for how in ("eager", "compiled") if args.compile else ("eager",):
             if how == "compiled":
                 policy.net.compile()
-            for _ in range(10):
-                policy.act(obs)
-            seconds = []
-            for _ in range(args.n):
-                t0 = clock(args.device)
-                policy.act(obs)
-                seconds.append(clock(args.device) - t0)
-            rows[f"{name} {how}"] = quantiles(seconds)
+            rows[f"{name} {how}"] = quantiles(timed(lambda: policy.act(obs), args.n, args.device, warm=10))
             print(name, how, rows[f"{name} {how}"], flush=True)
     return rows
 
@@ -146,17 +149,14 @@ def latency(args):
         with torch.inference_mode():
             h, z = dbp.features(obs), dbp.latent(1)
         calls = {name: functools.partial(policy.act, obs) for name, policy in policies.items()}
-        calls["generator alone"] = functools.partial(dbp.net, z, h)
+        calls["generator alone"] = torch.inference_mode()(functools.partial(dbp.net, z, h))
         if how == "compiled":
             for policy in policies.values():
                 policy.net.compile()
         seconds = {name: [] for name in calls}
         for _ in range(args.n + 3):
             for name, call in calls.items():
-                t0 = clock(args.device)
-                with torch.inference_mode():
-                    call()
-                seconds[name].append(clock(args.device) - t0)
+                seconds[name] += timed(call, 1, args.device, warm=0)
         p50 = {name: float(np.median(s[3:])) for name, s in seconds.items()}
         for name, s in seconds.items():
             nfe = policies[name].nfe // len(s) if name in policies else 1

@@ -236,14 +236,12 @@ def pusht_score(args, out, rows, name, nfe, seed, table):
         return old
     policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
     result, rolled = evaluate(policy, TASKS["pusht"], args.episodes, workers=not args.one_process)
-    obs, ms = torch.zeros(1, policy.T_o, policy.obs_dim, device=policy.device), []
-    for _ in range(12):
-        t0 = time.perf_counter()
-        policy.act(obs).cpu()
-        ms.append(1e3 * (time.perf_counter() - t0))
+    obs = torch.zeros(1, policy.T_o, policy.obs_dim, device=policy.device)
+    seconds = bench.timed(lambda: policy.act(obs), 10, policy.device)
     return merge(table, {**row, "score": round(result["score"], 4), "low": round(result["score_95"][0], 4),
                          "high": round(result["score_95"][1], 4), "success": result["success"], "nfe": result["nfe"],
-                         "act_ms": round(float(np.median(ms[2:])), 2), **smoothness(rolled, policy.T_o, policy.T_a),
+                         "act_ms": round(1e3 * float(np.median(seconds)), 2), **smoothness(rolled, policy.T_o, policy.T_a),
+                         "spread": next((round(r["spread"], 4) for r in reversed(rows) if "spread" in r), None),
                          "minutes": round(rows[-1]["minutes"], 1), "steps": rows[-1]["step"], **about()}, row)
 
 
@@ -258,7 +256,7 @@ def report(args, rows, settings, paper, stem):
     """Print the settings of the rows as Markdown beside the paper's scores; draw every seed, mean and paper."""
     from matplotlib.figure import Figure
     rows = [r for r in rows if r["length"] == "{1:g} {0}".format(*length(args))]
-    columns = ("success", "act_ms", "jerk", "disagreement", "minutes", "steps")
+    columns = ("success", *(("act_ms", "jerk", "disagreement") if args.run is pusht else ("spread",)), "minutes", "steps")
     lines = ["| setting | score | seeds | the paper | " + " | ".join(columns) + " |", "|---" * (4 + len(columns)) + "|"]
     fig = Figure(figsize=(1.2 + 1.1 * len(settings), 3.4), layout="constrained")
     ax = fig.add_subplot()
