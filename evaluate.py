@@ -106,6 +106,13 @@ def evaluate(policy, task, episodes=None, *, start_seed=START_SEED, **kw):
             "scores": scores.round(4).tolist()}, r
 
 
+def seeds_of(rows, setting, what="score"):
+    """The figures of a setting's seeds: values, their mean, half the width of its 95 % t interval (NaN for one)."""
+    values = np.array([float(r[what]) for r in rows if r["setting"] == setting])
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.3)
+    return values, values.mean(), t * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+
+
 def line(result):
     """One line for people. Where the score is a return there is no success; where it is success, that is said once."""
     d = 3 if "success" in result else 0

@@ -4,7 +4,7 @@
   python reproduce.py pointcloud --tasks metaworld-door-open --seeds 0 --epochs 100 --every 50
   python reproduce.py pusht --minutes 10                         Table I's Push-T row: all methods, equal minutes
   python reproduce.py efficiency --minutes 10                    the same runs as curves (Table VI)
-  python reproduce.py ablate K --epochs 100                      or temp, mode, cost (appendix B)
+  python reproduce.py ablate K --epochs 100                      or temp, mode, cost (appendix B), beyond (flags of ours)
   python reproduce.py multimodal --minutes 10                    modes that each method covers
 
 `pointcloud` is Table II. Its protocol takes the mean of a run's five best evaluations, which is biased upwards; the last
@@ -34,7 +34,7 @@ from baselines import prepare
 from data import Chunks, find, load
 from dbp_train import loss_of
 from envs import METAWORLD, TASKS, task_named
-from evaluate import evaluate, smoothness
+from evaluate import START_SEED, evaluate, seeds_of, smoothness
 from pointcloud import contact_sheet
 from policy import Policy
 from runs import BadInput, Parser, above_zero, atomic, cli, commit, read_log, write_csv
@@ -204,11 +204,14 @@ FLAGS = {m: ("--method", m, "--K", 1 if m == "meanflow" else 4) for m in METHODS
 # settings are not in the text: these are ours.
 TEMPS = {"0.02": (0.02,), "0.05": (0.05,), "0.2": (0.2,), "default": (0.02, 0.05, 0.2), "wide": (0.02, 0.2, 2.0),
          "dense": (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)}
+BEYOND = ("K 4", "schedule constant", "spread 1", "temp-start 4", "temp-start 16", "scale observation", "positives 4",
+          "memory 16", "temp-start 4, memory 16")                           # K 4: the paper's method
 ABLATIONS = {
     "K": ({f"K {k}": ("--K", k) for k in (1, 2, 4, 8, 16)}, {}, 100),
     "temp": ({f"tau {name}": ("--temp", *taus) for name, taus in TEMPS.items()},
              dict(zip((f"tau {name}" for name in TEMPS), (0.758, 0.864, 0.873, 0.858, 0.849, 0.817))), 100),
-    "mode": ({"chunk": ("--mode", "chunk"), "step": ("--mode", "step")}, {"chunk": 0.890, "step": 0.845}, 200)}
+    "mode": ({"chunk": ("--mode", "chunk"), "step": ("--mode", "step")}, {"chunk": 0.890, "step": 0.845}, 200),
+    "beyond": ({name: tuple(f"--{name}".replace(", ", " --").split()) for name in BEYOND}, {}, 100)}
 
 
 def length(args):
@@ -219,7 +222,7 @@ def length(args):
 def pusht_run(args, name, flags, seed):
     """Train one setting on Push-T unless it is done. Returns the run folder and its log's rows."""
     k, value = length(args)
-    out = Path(args.out, f"pusht-{name.replace(' ', '')}-{k}{value:g}-seed{seed}")
+    out = Path(args.out, f"pusht-{name.replace(', ', '-').replace(' ', '')}-{k}{value:g}-seed{seed}")
     given = [x for k in ("data", "demos", "batch", "device", "threads") if getattr(args, k) for x in (f"--{k}", getattr(args, k))]
     return out, trained(out, "--task", "pusht", "--seed", seed, f"--{k}", value, "--dims", *args.dims, "--eval-every",
                         args.eval_every, "--episodes", args.episodes, *given, *flags,
@@ -230,12 +233,12 @@ def pusht_score(args, out, rows, name, nfe, seed, table):
     """Score a run's last checkpoint at a number of evaluations an action, unless table has it. Returns all its rows."""
     k, value = length(args)
     row = {"setting": f"{name}, {nfe} NFE" if args.run is pusht else name, "seed": seed, "length": f"{value:g} {k}",
-           "episodes": args.episodes, "dims": " ".join(map(str, args.dims))}
+           "episodes": args.episodes, "start_seed": args.start_seed, "dims": " ".join(map(str, args.dims))}
     old = list(csv.DictReader(open(table))) if table.exists() else []
     if any(all(r[k] == str(v) for k, v in row.items()) for r in old):
         return old
     policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
-    result, rolled = evaluate(policy, TASKS["pusht"], args.episodes, workers=not args.one_process)
+    result, rolled = evaluate(policy, TASKS["pusht"], args.episodes, start_seed=args.start_seed, workers=not args.one_process)
     obs = torch.zeros(1, policy.T_o, policy.obs_dim, device=policy.device)
     seconds = bench.timed(lambda: policy.act(obs), 10, policy.device)
     return merge(table, {**row, "score": round(result["score"], 4), "low": round(result["score_95"][0], 4),
@@ -245,17 +248,12 @@ def pusht_score(args, out, rows, name, nfe, seed, table):
                          "minutes": round(rows[-1]["minutes"], 1), "steps": rows[-1]["step"], **about()}, row)
 
 
-def seeds_of(rows, setting, what="score"):
-    """The figures of a setting's seeds: values, their mean, half the width of its 95 % t interval (NaN for one)."""
-    values = np.array([float(r[what]) for r in rows if r["setting"] == setting])
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.3)
-    return values, values.mean(), t * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-
-
 def report(args, rows, settings, paper, stem):
     """Print the settings of the rows as Markdown beside the paper's scores; draw every seed, mean and paper."""
     from matplotlib.figure import Figure
-    rows = [r for r in rows if r["length"] == "{1:g} {0}".format(*length(args))]
+    same = {"length": "{1:g} {0}".format(*length(args)), "episodes": args.episodes, "start_seed": args.start_seed}
+    rows = [r for r in rows if all(r[k] == str(v) for k, v in same.items())]
+    settings = [name for name in settings if any(r["setting"] == name for r in rows)]
     columns = ("success", *(("act_ms", "jerk", "disagreement") if args.run is pusht else ("spread",)), "minutes", "steps")
     lines = ["| setting | score | seeds | the paper | " + " | ".join(columns) + " |", "|---" * (4 + len(columns)) + "|"]
     fig = Figure(figsize=(1.2 + 1.1 * len(settings), 3.4), layout="constrained")
@@ -340,19 +338,32 @@ def multimodal(args):
 
 
 def ablate(args):
-    """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost is Eq. 58, time and memory against K = 1."""
+    """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost: Eq. 58, time and memory; beyond: flags of ours."""
     if args.what == "cost":
         rows = bench.cost(args)
         return write_csv(Path(args.results, "ablate_cost.csv"), [{**r, **about()} for r in rows])
     settings, paper, epochs = ABLATIONS[args.what]
+    if unknown := set(args.settings or ()) - set(settings):
+        raise BadInput(f"--settings {' '.join(sorted(unknown))}: of ablate {args.what} there are {', '.join(settings)}")
     if not any((args.steps, args.minutes, args.epochs)):
         args.epochs = epochs
     table = Path(args.results, f"ablate_{args.what}.csv")
     for seed in args.seeds:
-        for name, flags in settings.items():
-            out, log = pusht_run(args, name, flags, seed)
+        for name in args.settings or settings:
+            out, log = pusht_run(args, name, settings[name], seed)
             rows = pusht_score(args, out, log, name, 1, seed, table)
     report(args, rows, list(settings), paper, f"ablate_{args.what}")
+
+
+def shared(s, episodes):
+    """Add the flags of all commands that train and score."""
+    s.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+    s.add_argument("--episodes", type=int, default=episodes, help="episodes of an evaluation")
+    s.add_argument("--batch", type=int, default=32, help="observations per step B")
+    s.add_argument("--dims", nargs="+", default=["auto"], metavar="C", help="U-Net channels; see dbp_train.py")
+    s.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
+    s.add_argument("--threads", type=int, help="CPU threads")
+    s.add_argument("--one-process", action="store_true", help="evaluate with all simulators in one process")
 
 
 def main():
@@ -363,20 +374,12 @@ def main():
         s.set_defaults(run=run)
         s.add_argument("--tasks", nargs="+", default=CLOUDS, metavar="TASK", help="tasks; all 37 if not given")
         s.add_argument("--demos", type=int, default=10, help="demonstrations of each task")
-        s.add_argument("--out", default="runs", help="folder of the run folders")
-        s.add_argument("--results", default="results", help="folder of the table")
         if run is pointcloud:
             s.add_argument("--states", help="Adroit: recorded states, see experts.py")
-            s.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+            shared(s, 20)
             s.add_argument("--epochs", type=float, help="passes over the data; the paper's 3000 (Adroit), 1000 if not given")
             s.add_argument("--every", type=float, default=200, help="epochs between evaluations")
             s.add_argument("--top", type=int, default=5, help="evaluations whose mean is the protocol's figure")
-            s.add_argument("--episodes", type=int, default=20, help="episodes of an evaluation")
-            s.add_argument("--batch", type=int, default=32, help="observations per step B")
-            s.add_argument("--dims", nargs="+", default=["auto"], metavar="C", help="U-Net channels; see dbp_train.py")
-            s.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
-            s.add_argument("--threads", type=int, help="CPU threads")
-            s.add_argument("--one-process", action="store_true", help="evaluate with all simulators in one process")
         else:
             s.add_argument("--attempts", type=int, default=20, help="starts the scripted policies are tried at")
             s.add_argument("--steps", type=int, default=20, help="training steps")
@@ -386,24 +389,21 @@ def main():
         s.set_defaults(run=run)
         if run is ablate:
             s.add_argument("what", choices=(*ABLATIONS, "cost"), help="what varies")
+            s.add_argument("--settings", nargs="+", help="those settings alone, such as 'K 4'; the table keeps the others")
         else:
             s.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), help="methods")
         if run is multimodal:
             s.add_argument("--fork-steps", type=int, default=1500, help="optimiser steps at the toy fork")
-        s.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+        shared(s, 50)
         budget = s.add_mutually_exclusive_group()
         budget.add_argument("--minutes", type=float, default=None if run is ablate else 15, help="training minutes of each run")
         budget.add_argument("--steps", type=int, help="optimiser steps, instead")
         budget.add_argument("--epochs", type=float, help="passes over the data, instead; the paper's of an ablation if not given")
         s.add_argument("--data", help="demonstrations; see dbp_train.py")
         s.add_argument("--demos", type=int, default=90 if run is ablate else None, help="the first that many of them")
-        s.add_argument("--batch", type=int, default=32, help="observations per step B")
-        s.add_argument("--dims", nargs="+", default=["auto"], metavar="C", help="U-Net channels; see dbp_train.py")
-        s.add_argument("--episodes", type=int, default=50, help="episodes of an evaluation")
+        s.add_argument("--start-seed", type=int, default=START_SEED, help="first start seed of the scores")
         s.add_argument("--eval-every", type=int, default=0 if run is ablate else 1000, help="steps between evaluations")
-        s.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
-        s.add_argument("--threads", type=int, help="CPU threads")
-        s.add_argument("--one-process", action="store_true", help="evaluate with all simulators in one process")
+    for s in set(sub.choices.values()):
         s.add_argument("--out", default="runs", help="folder of the run folders")
         s.add_argument("--results", default="results", help="folder of tables and figures")
     args = p.parse_args()

@@ -1,5 +1,6 @@
 """reproduce.py: the summary's arithmetic, tables that grow row by row, runs that are not made twice."""
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -91,6 +92,14 @@ def test_methods_and_ablation(demos, tmp_path):
         assert code == 0 and len([line for line in text.splitlines() if line.startswith(("| chunk", "| step"))]) == 2, err
     rows = list(csv.DictReader(open(tmp_path / "results" / "ablate_mode.csv")))
     assert len(rows) == 4 and all(float(r["spread"]) > 0 for r in rows)
+    beyond = ["reproduce.py", "ablate", "beyond", "--demos", 2, *common, "--steps", 2, "--start-seed", 200000, "--settings"]
+    code, text, err = command(*beyond, "K 4", "temp-start 4, memory 16")
+    assert code == 0 and "| temp-start 4, memory 16 |" in text and "spread 1" not in text, err
+    flags = json.loads((tmp_path / "runs" / "pusht-temp-start4-memory16-steps2-seed0" / "flags.json").read_text())["flags"]
+    assert (flags["temp_start"], flags["memory"]) == (4, 16)
+    assert {r["start_seed"] for r in csv.DictReader(open(tmp_path / "results" / "ablate_beyond.csv"))} == {"200000"}
+    code, _, err = command(*beyond, "K 5")
+    assert code == 2 and "K 5" in err and "temp-start 16" in err
 
 
 def test_multimodal(demos, tmp_path):
