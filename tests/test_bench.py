@@ -27,11 +27,13 @@ def test_train(monkeypatch, mode, temp):
     real = bench.chunk_loss
     monkeypatch.setattr(bench, "chunk_loss", lambda x, pos, **kw: seen.append((tuple(x.shape), kw)) or real(x, pos, **kw))
     r = bench.train(Namespace(dims=[8, 16], batch=3, K=2, temp=temp, mode=mode, device="cpu", n=3))
-    assert set(r) == {"drift_step", "mse_step", "ratio_p50", "ratio_quartiles", "drift_loss_alone", "peak_mb"}
+    assert set(r) == {"drift_step", "mse_step", "ratio_p50", "ratio_quartiles", "ratio_to_K1", "drift_loss_alone",
+                      "peak_mb"}
     assert 50 < r["peak_mb"] < 100_000
     assert all(timed(r[k]) for k in ("drift_step", "mse_step", "drift_loss_alone"))
     assert 0 < r["ratio_quartiles"][0] <= r["ratio_p50"] <= r["ratio_quartiles"][1] < math.inf
-    assert seen and all(s == ((3, 2, 16, 2), {"temps": temp, "mode": mode}) for s in seen)
+    assert 0 < r["ratio_to_K1"] < math.inf
+    assert {s[0] for s in seen} == {(3, 2, 16, 2), (3, 1, 16, 2)} and all(s[1] == {"temps": temp, "mode": mode} for s in seen)
 
 
 def test_infer(monkeypatch):
@@ -94,7 +96,8 @@ def test_cost_ratios(monkeypatch):
     def run(command, **kw):
         flag = lambda name: command[command.index(name) + 1]
         B, K = int(flag("--batch")), int(flag("--K"))
-        Path(flag("--json")).write_text(json.dumps({"drift_step": {"p50_ms": B * (1 + K)}, "peak_mb": B + K}))
+        Path(flag("--json")).write_text(json.dumps({"drift_step": {"p50_ms": B * K}, "ratio_to_K1": (1 + K) / 2,
+                                                       "peak_mb": B + K}))
         return Namespace(returncode=0)
     monkeypatch.setattr(bench.subprocess, "run", run)
     rows = bench.cost(Namespace(dims=["auto"], device=None, threads=None))
