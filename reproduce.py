@@ -15,6 +15,7 @@ import csv
 import datetime
 import functools
 import itertools
+import json
 import math
 import os
 import platform
@@ -62,6 +63,11 @@ def trained(out, *flags):
     return read_log(out)
 
 
+def given(args, *names):
+    """Those flags that have a value, as dbp_train.py takes them."""
+    return [x for k in names if (v := getattr(args, k)) for x in (f"--{k.replace('_', '-')}", v)[:1 if v is True else 2]]
+
+
 def about():
     """What every result row tells of its making: date, commit, machine."""
     return {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": f"{os.cpu_count()} {platform.machine()}"}
@@ -94,7 +100,6 @@ def pointcloud(args):
     tasks, results = [task_named(name) for name in args.tasks], Path(args.results, "pointcloud.csv")
     if wrong := [task.name for task in tasks if not task.points]:
         raise BadInput(f"{', '.join(wrong)}: not seen as a point cloud")
-    device = ["--device", args.device] if args.device else []
     for seed in args.seeds:
         for task in tasks:
             data = demonstrations(task, args.demos, args.states)
@@ -104,9 +109,7 @@ def pointcloud(args):
             steps, out = math.ceil(epochs * per_epoch), Path(args.out, f"{task.name}-epochs{epochs:g}-seed{seed}")
             rows = trained(out, "--task", task.name, "--data", data, "--demos", args.demos, "--steps", steps, "--batch",
                            args.batch, "--seed", seed, "--eval-every", max(round(args.every * per_epoch), 1),
-                           "--episodes", args.episodes, "--dims", *args.dims, *device,
-                           *(["--threads", args.threads] if args.threads else []),
-                           *(["--one-process"] if args.one_process else []))
+                           "--episodes", args.episodes, "--dims", *args.dims, *given(args, "device", "threads", "one_process"))
             scores = [r["score"] for r in rows if "score" in r]
             best = sorted(scores)[-args.top:]
             table = merge(results, {"task": task.name, "group": task.group, "seed": seed, "last": scores[-1],
@@ -142,8 +145,6 @@ def summary(rows):
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
-
-# ---- survey --------------------------------------------------------------------------------------------------------
 
 def succeeds(name, seed):
     """Whether a Meta-World task's scripted policy solves the start of that seed."""
@@ -222,17 +223,19 @@ def length(args):
 def pusht_run(args, name, flags, seed):
     """Train one setting on Push-T unless it is done. Returns the run folder and its log's rows."""
     k, value = length(args)
-    out = Path(args.out, f"pusht-{name.replace(', ', '-').replace(' ', '')}-{k}{value:g}-seed{seed}")
-    given = [x for k in ("data", "demos", "batch", "device", "threads") if getattr(args, k) for x in (f"--{k}", getattr(args, k))]
-    return out, trained(out, "--task", "pusht", "--seed", seed, f"--{k}", value, "--dims", *args.dims, "--eval-every",
-                        args.eval_every, "--episodes", args.episodes, *given, *flags,
-                        *(["--one-process"] if args.one_process else []))
+    named = (name.replace(", ", "-").replace(" ", ""), f"{k}{value:g}", *[f"dims{d}" for d in args.dims if d != "auto"])
+    out = Path(args.out, "-".join(("pusht", *named, f"seed{seed}")))
+    rows = trained(out, "--task", "pusht", "--seed", seed, f"--{k}", value, "--dims", *args.dims, "--eval-every", args.eval_every,
+                   "--episodes", args.episodes, *given(args, "data", "demos", "batch", "device", "threads", "one_process"), *flags)
+    was = json.loads((out / "flags.json").read_text())["flags"]
+    if other := [f"--{k} {was[k]}" for k in ("data", "demos", "batch") if was[k] != getattr(args, k)]:
+        raise BadInput(f"{out} holds a run with {', '.join(other)}: give the same flags, or another --out")
+    return out, rows
 
 
 def pusht_score(args, out, rows, name, nfe, seed, table):
     """Score a run's last checkpoint at a number of evaluations an action, unless table has it. Returns all its rows."""
-    k, value = length(args)
-    row = {"setting": f"{name}, {nfe} NFE" if args.run is pusht else name, "seed": seed, "length": f"{value:g} {k}",
+    row = {"setting": f"{name}, {nfe} NFE" if args.run is pusht else name, "seed": seed, "length": "{1:g} {0}".format(*length(args)),
            "episodes": args.episodes, "start_seed": args.start_seed, "dims": " ".join(map(str, args.dims))}
     old = list(csv.DictReader(open(table))) if table.exists() else []
     if any(all(r[k] == str(v) for k, v in row.items()) for r in old):
@@ -340,8 +343,7 @@ def multimodal(args):
 def ablate(args):
     """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost: Eq. 58, time and memory; beyond: flags of ours."""
     if args.what == "cost":
-        rows = bench.cost(args)
-        return write_csv(Path(args.results, "ablate_cost.csv"), [{**r, **about()} for r in rows])
+        return write_csv(Path(args.results, "ablate_cost.csv"), [{**r, **about()} for r in bench.cost(args)])
     settings, paper, epochs = ABLATIONS[args.what]
     if unknown := set(args.settings or ()) - set(settings):
         raise BadInput(f"--settings {' '.join(sorted(unknown))}: of ablate {args.what} there are {', '.join(settings)}")

@@ -95,9 +95,11 @@ def test_methods_and_ablation(demos, tmp_path):
     beyond = ["reproduce.py", "ablate", "beyond", "--demos", 2, *common, "--steps", 2, "--start-seed", 200000, "--settings"]
     code, text, err = command(*beyond, "K 4", "temp-start 4, memory 16")
     assert code == 0 and "| temp-start 4, memory 16 |" in text and "spread 1" not in text, err
-    flags = json.loads((tmp_path / "runs" / "pusht-temp-start4-memory16-steps2-seed0" / "flags.json").read_text())["flags"]
+    flags = json.loads((tmp_path / "runs" / "pusht-temp-start4-memory16-steps2-dims8-dims16-seed0" / "flags.json").read_text())["flags"]
     assert (flags["temp_start"], flags["memory"]) == (4, 16)
     assert {r["start_seed"] for r in csv.DictReader(open(tmp_path / "results" / "ablate_beyond.csv"))} == {"200000"}
+    code, _, err = command(*beyond, "K 4", "--demos", 1)
+    assert code == 2 and "--demos 2" in err and "--out" in err
     code, _, err = command(*beyond, "K 5")
     assert code == 2 and "K 5" in err and "temp-start 16" in err
 
