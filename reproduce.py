@@ -38,7 +38,7 @@ from envs import METAWORLD, TASKS, task_named
 from evaluate import START_SEED, evaluate, seeds_of, smoothness
 from pointcloud import contact_sheet
 from policy import Policy
-from runs import BadInput, Parser, above_zero, atomic, cli, commit, read_log, write_csv
+from runs import BadInput, Parser, above_zero, atomic, check_device, cli, commit, read_log, write_csv
 
 HERE = Path(__file__).parent
 CLOUDS = [name for name, task in TASKS.items() if task.points]
@@ -48,6 +48,7 @@ TABLE_2 = {"DBP, the paper": (100, 70, 80, 91.7, 90.3, 75.2, 86.7, 88.4),
            "OMP, quoted there": (100, 68, 60, 89.7, 77.4, 62.5, 77.8, 82.3),
            "MP1, quoted there": (100, 69, 58, 88.2, 68.0, 58.1, 67.2, 78.9)}
 PAPER_EPOCHS = {"adroit": 3000}         # 1000 for Meta-World
+POSITIVE = ("epochs", "steps", "minutes", "every", "top", "episodes", "demos", "batch", "threads", "attempts", "fork_steps")
 
 
 def trained(out, *flags):
@@ -96,7 +97,6 @@ def demonstrations(task, episodes, states=None):
 
 def pointcloud(args):
     """Train and score point-cloud tasks by the protocol; a row a run in the table, the summary at the end."""
-    above_zero(args, "epochs", "every", "top", "episodes", "demos", "batch", "threads")
     tasks, results = [task_named(name) for name in args.tasks], Path(args.results, "pointcloud.csv")
     if wrong := [task.name for task in tasks if not task.points]:
         raise BadInput(f"{', '.join(wrong)}: not seen as a point cloud")
@@ -163,7 +163,6 @@ def look(name, path):
 
 def survey(args):
     """Every task once: the expert's success rate, demonstrations, their clouds, a few training steps, an episode."""
-    above_zero(args, "attempts", "demos", "steps")
     results, sheet = Path(args.results, "pointcloud_survey.csv"), []
     done = {r["task"]: r for r in csv.DictReader(open(results))} if results.exists() else {}
     for name in args.tasks:
@@ -238,7 +237,7 @@ def pusht_score(args, out, rows, name, nfe, seed, table):
     row = {"setting": f"{name}, {nfe} NFE" if args.run is pusht else name, "seed": seed, "length": "{1:g} {0}".format(*length(args)),
            "episodes": args.episodes, "start_seed": args.start_seed, "dims": " ".join(map(str, args.dims))}
     old = list(csv.DictReader(open(table))) if table.exists() else []
-    if any(all(r[k] == str(v) for k, v in row.items()) for r in old):
+    if any(all(r.get(k) == str(v) for k, v in row.items()) for r in old):
         return old
     policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
     result, rolled = evaluate(policy, TASKS["pusht"], args.episodes, start_seed=args.start_seed, workers=not args.one_process)
@@ -255,7 +254,7 @@ def report(args, rows, settings, paper, stem):
     """Print the settings of the rows as Markdown beside the paper's scores; draw every seed, mean and paper."""
     from matplotlib.figure import Figure
     same = {"length": "{1:g} {0}".format(*length(args)), "episodes": args.episodes, "start_seed": args.start_seed}
-    rows = [r for r in rows if all(r[k] == str(v) for k, v in same.items())]
+    rows = [r for r in rows if all(r.get(k) == str(v) for k, v in same.items())]
     settings = [name for name in settings if any(r["setting"] == name for r in rows)]
     columns = ("success", *(("act_ms", "jerk", "disagreement") if args.run is pusht else ("spread",)), "minutes", "steps")
     lines = ["| setting | score | seeds | the paper | " + " | ".join(columns) + " |", "|---" * (4 + len(columns)) + "|"]
@@ -370,6 +369,7 @@ def shared(s, episodes):
 
 def main():
     p = Parser(__doc__)
+    p.set_defaults(device=None, **dict.fromkeys(POSITIVE))              # no command has all of these flags
     sub = p.add_subparsers(dest="command", required=True)
     for name, run in (("pointcloud", pointcloud), ("survey", survey)):
         s = sub.add_parser(name, help=run.__doc__.split("\n")[0], description=run.__doc__)
@@ -409,10 +409,10 @@ def main():
         s.add_argument("--out", default="runs", help="folder of the run folders")
         s.add_argument("--results", default="results", help="folder of tables and figures")
     args = p.parse_args()
-    if getattr(args, "threads", None):
-        torch.set_num_threads(args.threads)
-    if getattr(args, "steps", None) or getattr(args, "epochs", None):
-        args.minutes = None
+    above_zero(args, *POSITIVE)
+    check_device(args.device or "cpu")
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    args.minutes = None if args.steps or args.epochs else args.minutes
     args.run(args)
 
 

@@ -104,6 +104,17 @@ def test_methods_and_ablation(demos, tmp_path):
     assert code == 2 and "K 5" in err and "temp-start 16" in err
 
 
+@pytest.mark.parametrize("flags, told", [(("pusht", "--minutes", "0"), "--minutes must be above 0"),
+                                         (("ablate", "K", "--demos", "0"), "--demos must be above 0"),
+                                         (("multimodal", "--steps", "0"), "--steps must be above 0"),
+                                         (("pusht", "--device", "nowhere"), "--device nowhere cannot be used")])
+def test_bad_flags_train_nothing(flags, told, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["reproduce.py", *flags, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        reproduce.cli(reproduce.main)
+    assert end.value.code == 2 and told in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_multimodal(demos, tmp_path):
     """A row for each task, method and seed, and a picture, of the runs that `pusht` makes."""
     code, text, err = command("reproduce.py", "multimodal", "--methods", "dbp", "meanflow", "--steps", 2, "--fork-steps", 2,
