@@ -1,18 +1,21 @@
-"""A run folder: flags, seed, commit and versions; CSV, JSONL and TensorBoard logs; atomic saves; resume.
+"""A run folder: its flags and versions, its logs, atomic saves, and resuming.
 
-  flags.json   every flag, the command line, seed, commit, package versions, machine
-  log.jsonl    one object a line: {"step": ..., "loss": ...}; log.csv the same as a table
+  flags.json   every flag, the command line, the commit, the package versions, the machine
+  log.jsonl    one object a line: {"step": ..., "loss": ...}; log.csv holds the same as a table
   state.pt     all that --resume needs, replaced atomically
   ckpt.pt      the policy (policy.py), replaced atomically
 
-`python runs.py RUN [RUN ...] --png score.png --csv score.csv` draws the scores of runs, seeds of one setting, together.
+The command draws the scores of runs. Seeds of one setting are drawn together.
 """
+
 import argparse
 import csv
 import ctypes
 import importlib.metadata
+import inspect
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -21,22 +24,30 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr", "h5py")
+SCORE_COLUMNS = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
 
 
 class BadInput(ValueError):
     """Something the user gave cannot be used; the message says what is wrong and what to do."""
 
 
+# ---- command lines -------------------------------------------------------------------------------
+
+
 def keep_memory():
-    """Let glibc keep what is freed. It hands large blocks back and fetches them again, zeroed page by page, at every
-    step: training on a CPU spent up to 30 % of its time there. Elsewhere (macOS, Windows, musl) nothing is done."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt, M_TRIM_THRESHOLD, M_MMAP_MAX = ctypes.CDLL(None).mallopt, -1, -4        # numbers of malloc.h
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+    """Let glibc keep the memory that is freed; do nothing elsewhere (macOS, Windows, musl).
+
+    By default glibc hands large blocks back to the system, which zeroes them page by page when they
+    are fetched again at the next step: up to 30 % of the time of training on a CPU.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    M_TRIM_THRESHOLD = -1  # the two numbers of glibc's malloc.h
+    M_MMAP_MAX = -4
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)  # note 28
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cli(main):
@@ -49,22 +60,61 @@ def cli(main):
         sys.exit(2)
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as written; defaults shown where there is one."""
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, short metavars, and the default of a flag that has one."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        """Name the required arguments alone where there are many flags: the list below has them."""
+        needed = [a for a in actions if a.required or not a.option_strings]
+        if usage is None and len(actions) - len(needed) > 6:
+            text = self._format_usage(None, needed, [], prefix="").strip()
+            usage = text.replace("%", "%%") + " [flags]"
+        super().add_usage(usage, actions, groups, prefix)
+
+    def _get_default_metavar_for_optional(self, action):
+        """N for a whole number, X for a real one, and a symbol for itself: --T-p T_p."""
+        if any(c.isupper() for c in action.dest):
+            return action.dest
+        return {int: "N", float: "X"}.get(action.type, action.dest.upper())
+
+    def _metavar_formatter(self, action, default_metavar):
+        """Leave the choices out of the metavar if they are too many to read there."""
+        if action.metavar is None and action.choices is not None and len(action.choices) > 8:
+            name = action.dest.upper()
+            return lambda size: (name,) * size
+        return super()._metavar_formatter(action, default_metavar)
 
     def _get_help_string(self, action):
-        hide = action.default is None or action.default is False
-        return action.help if hide else super()._get_help_string(action)
+        """The help text, and the default as it is typed: "(default: 0.02 0.2)", not a list."""
+        default = action.default
+        none = default is None or default is False or default == argparse.SUPPRESS
+        if none or default in ("", [], ()):
+            return action.help
+        if isinstance(default, (list, tuple)):
+            default = " ".join(map(str, default))
+        return f"{action.help or ''} (default: {str(default).replace('%', '%%')})".strip()
 
 
 class Parser(argparse.ArgumentParser):
-    """The argument parser of every script: no abbreviations, and a wrong flag is a BadInput."""
+    """The argument parser of every script: no abbreviations, and a wrong flag is a BadInput.
 
-    def __init__(self, description=None, **kw):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=Help, **kw)
+    examples: whole command lines, printed at the end of --help.
+    """
+
+    def __init__(self, description=None, *, examples=(), **kw):
+        if examples:
+            kw["epilog"] = "\n".join(["examples:", *(f"  {line}" for line in examples)])
+        words = inspect.cleandoc(description or "")  # a docstring, without its indentation
+        super().__init__(description=words, allow_abbrev=False, formatter_class=Help, **kw)
 
     def error(self, message):
+        """Raise BadInput, which `cli` turns into one line and exit code 2."""
         raise BadInput(f"{message} (see --help)")
+
+
+def spelled(name):
+    """The flag of an attribute of args, as it is typed: "T_p" -> "--T-p"."""
+    return "--" + name.replace("_", "-")
 
 
 def above_zero(args, *names):
@@ -72,71 +122,30 @@ def above_zero(args, *names):
     for name in names:
         value = getattr(args, name)
         for v in value if isinstance(value, (list, tuple)) else [value]:
-            if v is not None and not 0 < v < float("inf"):
-                raise BadInput(f"--{name.replace('_', '-')} must be above 0, not {v}")
+            if v is not None and not 0 < v < math.inf:
+                raise BadInput(f"{spelled(name)} must be above 0, not {v}")
+
+
+def refuse_flags(args, names, why):
+    """Refuse flags that were given (are not None or False) but have no use. Raises BadInput.
+
+    why: what they are not used by, for example "--method bc".
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            raise BadInput(f"{spelled(name)} is not used by {why}: leave it out")
 
 
 def check_device(name):
     """Refuse a torch device that is not here. Raises BadInput."""
+    import torch
+
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e:
-        raise BadInput(f"--device {name} cannot be used here ({str(e).splitlines()[0]}): try --device cpu") from e
-
-
-def atomic(path, write):
-    """write(file) into a temporary file beside path, fsync, rename: path is the old or the new one, never half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, path)
-    except BaseException:
-        os.unlink(tmp)
-        raise
-
-
-def save_torch(path, state):
-    """torch.save, atomically. state: tensors and plain containers only, so that load_torch can read it."""
-    atomic(path, lambda f: torch.save(state, f))
-
-
-def load_torch(path, map_location="cpu"):
-    """Read a file of save_torch without unpickling code (weights_only). Raises BadInput if it is not one."""
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as e:      # torch raises many kinds on a corrupt or foreign file
-        raise BadInput(f"{path} is not a checkpoint of this project, or is damaged ({type(e).__name__})") from e
-
-
-def commit():
-    """The git commit of the code, with + if the tree has changes; 'unknown' outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        git = lambda *a: subprocess.run(["git", "-C", here, *a], capture_output=True, text=True, check=True).stdout.strip()
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def versions():
-    """Versions of the packages that decide results, and the machine."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return {"python": platform.python_version(), **found, "machine": platform.machine(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads()}
+        reason = str(e).splitlines()[0]
+        raise BadInput(f"--device {name} cannot be used here ({reason}): try --device cpu") from e
 
 
 def flags_of(args):
@@ -144,54 +153,202 @@ def flags_of(args):
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
 
 
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def atomic(path, write):
+    """Write a file so that path holds the old content or the new, never half of it.
+
+    write(file) fills a temporary file beside path, which is synced to the disk and then renamed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save_torch(path, state):
+    """torch.save, atomically.
+
+    state: tensors and plain containers only, so that load_torch reads it.
+    """
+    import torch
+
+    atomic(path, lambda f: torch.save(state, f))
+
+
+def load_torch(path, map_location="cpu"):
+    """Read a file of save_torch without unpickling code.
+
+    Raises BadInput if it is missing, damaged or anything else.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as e:  # torch raises many kinds on a corrupt or foreign file
+        raise BadInput(
+            f"{path} is not a checkpoint of this project, or is damaged ({type(e).__name__})"
+        ) from e
+
+
+def write_csv(path, rows):
+    """Write rows (dicts) as a CSV table, atomically.
+
+    The columns are all their keys, in order of appearance.
+    """
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)))
+    table.writeheader()
+    table.writerows(rows)
+    atomic(path, lambda f: f.write(text.getvalue().encode()))
+
+
+def read_log(out):
+    """Rows of a run folder's log.jsonl; a last line cut short by a kill is dropped."""
+    path = Path(out) / "log.jsonl"
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+# ---- what a run was made by ----------------------------------------------------------------------
+
+
+def git(*args):
+    """Standard output of a git command in the folder of this code."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit():
+    """The git commit of the code, with + if the tree has changes; "unknown" outside a checkout."""
+    try:
+        changed = git("status", "--porcelain", "-uno")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions():
+    """Versions of the packages that decide results, and the machine."""
+    import torch
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["machine"] = platform.machine()
+    found["cores"] = os.cpu_count()
+    found["threads"] = torch.get_num_threads()
+    return found
+
+
+# ---- the run folder ------------------------------------------------------------------------------
+
+
 def fresh_folder(args):
     """Refuse to begin a run in a folder that holds one. Raises BadInput."""
     if (Path(args.out) / "state.pt").exists() and not args.resume:
-        raise BadInput(f"{args.out} holds a run: go on with --resume, or name another folder with --out")
+        raise BadInput(
+            f"{args.out} holds a run: go on with --resume, or name another folder with --out"
+        )
 
 
 def load_state(args, device, needs, free):
-    """state.pt of the run folder, for --resume. BadInput unless it has the keys `needs` and flags equal but for `free`."""
+    """state.pt of the run folder, for --resume.
+
+    needs: keys that it must have. Raises BadInput without them, and if a flag differs from the one
+    that the run was begun with, except for the flags named in `free`.
+    """
     state = load_torch(Path(args.out) / "state.pt", device)
     if not isinstance(state, dict) or not {"flags", *needs} <= set(state):
-        raise BadInput(f"{args.out}/state.pt is not the state of a run of this version: begin in another --out")
-    for k, now in flags_of(args).items():
-        if k not in free and state["flags"].get(k) != now:
-            raise BadInput(f"{args.out} was begun with --{k.replace('_', '-')} {state['flags'].get(k)}, not {now}: "
-                           "resume with the same flags, or begin in another --out")
+        raise BadInput(
+            f"{args.out}/state.pt is not the state of a run of this version: "
+            "begin in another folder with --out"
+        )
+    for name, now in flags_of(args).items():
+        was = state["flags"].get(name)
+        if name not in free and was != now:
+            raise BadInput(
+                f"{args.out} was begun with {spelled(name)} {was}, not {now}: "
+                "resume with the same flags, or begin in another folder with --out"
+            )
     return state
 
 
 class Run:
-    """A run folder. Logging keeps only rows up to the step that was resumed from, so no step appears twice."""
+    """A run folder and its logs.
+
+    resume_step: the step that a resumed run goes on from. Later rows of the log are dropped, so
+    that no step appears twice. None begins a new run and writes flags.json.
+    """
 
     def __init__(self, out, flags, *, resume_step=None):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
         self.out = Path(out)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise BadInput(f"--out {out} cannot be a run folder ({e.strerror}): name another") from e
+            raise BadInput(
+                f"--out {out} cannot be a run folder ({e.strerror}): name another"
+            ) from e
+        self.rows = []
+        next_step = None
         if resume_step is None:
-            about = {"flags": flags, "command": sys.argv, "commit": commit(), "versions": versions()}
-            atomic(self.out / "flags.json", lambda f: f.write(json.dumps(about, indent=1, default=str).encode()))
-        self.rows = [] if resume_step is None else [r for r in read_log(self.out) if r["step"] <= resume_step]
-        atomic(self.out / "log.jsonl", lambda f: f.writelines((json.dumps(r) + "\n").encode() for r in self.rows))
+            self._write_flags(flags)
+        else:
+            self.rows = [row for row in read_log(self.out) if row["step"] <= resume_step]
+            next_step = resume_step + 1
+        lines = [(json.dumps(row) + "\n").encode() for row in self.rows]
+        atomic(self.out / "log.jsonl", lambda f: f.writelines(lines))
         self.jsonl = open(self.out / "log.jsonl", "a")
-        from torch.utils.tensorboard import SummaryWriter      # slow to import: only when a run starts
-        self.board = SummaryWriter(self.out, purge_step=None if resume_step is None else resume_step + 1)
+        self.board = SummaryWriter(self.out, purge_step=next_step)
+
+    def _write_flags(self, flags):
+        about = {
+            "flags": flags,
+            "command": sys.argv,
+            "commit": commit(),
+            "versions": versions(),
+        }
+        text = json.dumps(about, indent=1, default=str)
+        atomic(self.out / "flags.json", lambda f: f.write(text.encode()))
 
     def log(self, step, **numbers):
-        """Append one row {step, name: float}."""
+        """Append one row {step, name: float}, of six digits each."""
         row = {"step": step, **{k: float(f"{v:.6g}") for k, v in numbers.items()}}
         self.rows.append(row)
         print(json.dumps(row), file=self.jsonl, flush=True)
-        for k, v in numbers.items():
-            self.board.add_scalar(k, v, step)
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, step)
 
     def column(self, name):
         """(steps, values) of the rows that hold name."""
-        pairs = [(r["step"], r[name]) for r in self.rows if name in r]
-        return [p[0] for p in pairs], [p[1] for p in pairs]
+        held = [row for row in self.rows if name in row]
+        return [row["step"] for row in held], [row[name] for row in held]
 
     def close(self):
         """Write log.csv and close the logs."""
@@ -200,102 +357,153 @@ class Run:
         self.board.close()
 
 
-def read_log(out):
-    """Rows of log.jsonl; a last line cut short by a kill is dropped."""
-    path = Path(out) / "log.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def write_csv(path, rows):
-    """Rows (dicts) as a CSV table, atomically; the columns are the union of their keys, in order of appearance."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(dict.fromkeys(k for r in rows for k in r)))
-    table.writeheader()
-    table.writerows(rows)
-    atomic(path, lambda f: f.write(text.getvalue().encode()))
+# ---- pictures ------------------------------------------------------------------------------------
 
 
 def curves(run, path, panels, x="step"):
-    """Draw the run's numbers over steps. panels: (title, column names, y scale); the score's interval is shaded."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    """Draw the run's numbers over its steps into a PNG file; x names the axis.
+
+    panels: (title, column names, y scale) each; one without any rows is left out. The interval of
+    a score is shaded.
+    """
+    from matplotlib.figure import Figure
+
     panels = [p for p in panels if any(run.column(name)[0] for name in p[1])]
     columns = (len(panels) + 1) // 2
-    fig, axes = plt.subplots(2, columns, figsize=(3.9 * columns, 6), constrained_layout=True)
+    fig = Figure(figsize=(3.9 * columns, 6), layout="constrained")
+    axes = fig.subplots(2, columns)
     for ax, (title, names, scale) in zip(axes.flat, panels):
         for name in names:
-            ax.plot(*run.column(name), marker="o" if name == "score" else None, label=name.replace("force_", "τ = "))
+            marker = "o" if name == "score" else None
+            ax.plot(*run.column(name), marker=marker, label=name.replace("force_", "τ = "))
         if "score" in names:
-            ax.fill_between(*run.column("score_low"), run.column("score_high")[1], alpha=0.2)
+            steps, low = run.column("score_low")
+            _, high = run.column("score_high")
+            ax.fill_between(steps, low, high, alpha=0.2)
         ax.set(title=title, xlabel=x, yscale=scale)
         if len(names) > 1:
             ax.legend(frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=110)
-    plt.close(fig)
+
+
+def setting_of(run):
+    """A run's name without a last seedN: runs that differ in it alone are seeds of one setting."""
+    return re.sub(r"[-_]?seed[-_]?\d+$", "", run) or run
+
+
+def mean_scores(runs, x):
+    """The mean score of a setting's seeds, at the steps that all of them were scored at.
+
+    runs: the rows of each seed. Returns the means of the column x and of the score.
+    """
+    by_step = {}
+    for rows in runs:
+        for row in rows:
+            by_step.setdefault(row.get("iteration", row["step"]), []).append(row)
+    common = [group for _, group in sorted(by_step.items()) if len(group) == len(runs)]
+    xs = [sum(row[x] for row in group) / len(group) for group in common]
+    scores = [sum(row["score"] for row in group) / len(group) for group in common]
+    return xs, scores
+
+
+def draw_setting(ax, name, runs, x, color):
+    """Draw the score curve of each seed of one setting and, of more than one, their mean."""
+    alone = len(runs) == 1
+    for rows in runs:
+        ax.plot(
+            [row[x] for row in rows],
+            [row["score"] for row in rows],
+            lw=1,
+            color=color,
+            marker=".",
+            ms=4,
+            alpha=1 if alone else 0.4,
+            label=name if alone else None,
+        )
+    xs, scores = mean_scores(runs, x)
+    if not alone and xs:
+        ax.plot(xs, scores, color=color, lw=2, label=f"{name}, mean of {len(runs)}")
 
 
 def draw_scores(path, rows, x, lines):
-    """Score of each run over `x` ("step" or "minutes"), the mean of each setting, dashed lines {label: score}.
+    """Draw the score of each run over `x` ("step" or "minutes") into a PNG file.
 
-    Runs whose names differ only in a last seedN are seeds of one setting and share a colour.
+    rows: the scored rows of the logs, each with the name of its run. Seeds of one setting share
+    a colour and get a mean curve. lines: dashed lines {label: score} to compare with.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    fig, ax = plt.subplots(figsize=(6.5, 3.8), constrained_layout=True)
-    setting = lambda run: re.sub(r"[-_]?seed[-_]?\d+$", "", run) or run
-    for i, name in enumerate(dict.fromkeys(setting(r["run"]) for r in rows)):
-        runs = list(dict.fromkeys(r["run"] for r in rows if setting(r["run"]) == name))
-        by_step = {}
-        for run in runs:
-            own = [r for r in rows if r["run"] == run]
-            ax.plot([r[x] for r in own], [r["score"] for r in own], lw=1, color=f"C{i}", marker=".", ms=4,
-                    alpha=0.4 if len(runs) > 1 else 1, label=name if len(runs) == 1 else None)
-            for r in own:
-                by_step.setdefault(r.get("iteration", r["step"]), []).append(r)
-        means = [[sum(r[k] for r in group) / len(group) for k in (x, "score")]
-                 for _, group in sorted(by_step.items()) if len(group) == len(runs)]
-        if len(runs) > 1 and means:
-            ax.plot(*zip(*means), color=f"C{i}", lw=2, label=f"{name}, mean of {len(runs)}")
+    from matplotlib.figure import Figure
+
+    settings = {}  # setting -> run -> its rows
+    for row in rows:
+        seeds = settings.setdefault(setting_of(row["run"]), {})
+        seeds.setdefault(row["run"], []).append(row)
+    fig = Figure(figsize=(6.5, 3.8), layout="constrained")
+    ax = fig.subplots()
+    for i, (name, seeds) in enumerate(settings.items()):
+        draw_setting(ax, name, list(seeds.values()), x, color=f"C{i}")
     for label, score in lines.items():
         ax.axhline(score, color="grey", ls="--", lw=0.8)
         ax.text(0, score, label, fontsize=8, va="bottom", color="grey")
-    low, high = (f(r["score"] for r in rows) for f in (min, max))
-    stage_2 = any("iteration" in r for r in rows)
-    ax.set(xlabel="environment steps" if stage_2 and x == "step" else x, ylabel="score", xlim=(0, None))
+    stage_2 = any("iteration" in row for row in rows)
+    xlabel = "environment steps" if stage_2 and x == "step" else x
+    ax.set(xlabel=xlabel, ylabel="score", xlim=(0, None))
+    low = min(row["score"] for row in rows)
+    high = max(row["score"] for row in rows)
     if high > 1 or low < 0.5:
         ax.set_ylim(min(0, low), 1 if 0 <= low and high <= 1 else None)
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=120)
-    plt.close(fig)
+
+
+def parse(argv=None):
+    """The command's flags."""
+    p = Parser(
+        __doc__,
+        examples=[
+            "python runs.py runs/pusht-dbp-seed0 runs/pusht-dbp-seed1 --png score.png",
+            "python runs.py runs/pusht-dbpo-seed* --csv score.csv --line 'Stage 1=0.87'",
+        ],
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="run folder, one or more")
+    p.add_argument("--png", metavar="FILE", default="score.png", help="figure to write")
+    p.add_argument("--csv", metavar="FILE", help="table to write")
+    p.add_argument(
+        "--x",
+        choices=("step", "minutes"),
+        default="step",
+        help="horizontal axis: training steps, or minutes of training",
+    )
+    p.add_argument(
+        "--line",
+        nargs="*",
+        default=[],
+        metavar="LABEL=SCORE",
+        help="dashed lines to compare with",
+    )
+    return p.parse_args(argv)
 
 
 def main():
-    p = Parser(__doc__)
-    p.add_argument("runs", nargs="+", help="run folders")
-    p.add_argument("--png", default="score.png", help="figure to write")
-    p.add_argument("--csv", help="table to write")
-    p.add_argument("--x", choices=("step", "minutes"), default="step", help="horizontal axis: steps, or training minutes")
-    p.add_argument("--line", nargs="*", default=[], metavar="LABEL=SCORE", help="dashed lines to compare with")
-    args = p.parse_args()
-    keep = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
-    rows = [{"run": Path(out).name, **{k: r[k] for k in keep if k in r}}
-            for out in args.runs for r in read_log(out) if "score" in r]
+    """Draw the scores of the run folders that the command line names."""
+    args = parse()
+    rows = []
+    for out in args.runs:
+        for row in read_log(out):
+            if "score" in row:
+                kept = {k: row[k] for k in SCORE_COLUMNS if k in row}
+                rows.append({"run": Path(out).name, **kept})
     if not rows:
-        raise BadInput(f"no scores in {', '.join(args.runs)}: give run folders, or train with --eval-every")
+        raise BadInput(
+            f"there are no scores in {', '.join(args.runs)}: "
+            "give run folders, or train with --eval-every"
+        )
     try:
-        lines = {label: float(score) for label, score in (line.rsplit("=", 1) for line in args.line)}
-    except ValueError:
-        raise BadInput(f"--line {' '.join(args.line)}: give LABEL=SCORE")
+        pairs = [line.rsplit("=", 1) for line in args.line]
+        lines = {label: float(score) for label, score in pairs}
+    except ValueError as e:
+        raise BadInput(f"--line {' '.join(args.line)}: give LABEL=SCORE") from e
     draw_scores(args.png, rows, args.x, lines)
     if args.csv:
         write_csv(args.csv, rows)

@@ -1,13 +1,17 @@
-"""runs.py: atomic files, logs that survive a kill, one line and exit code 2 for bad input."""
+"""runs.py: atomic files, logs that survive a kill, one line and exit code 2 for bad input, help."""
+
 import csv
 import json
 import os
+from argparse import Namespace
 
 import pytest
 import torch
 
 import runs
-from runs import BadInput, Run, atomic, cli, load_torch, read_log, save_torch
+from runs import BadInput, Parser, Run, atomic, cli, load_torch, read_log, save_torch
+
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def test_atomic(tmp_path):
@@ -18,7 +22,7 @@ def test_atomic(tmp_path):
     def halfway(f):
         f.write(b"new, but")
         f.flush()
-        raise KeyboardInterrupt                 # not even an Exception
+        raise KeyboardInterrupt  # not even an Exception
 
     with pytest.raises(KeyboardInterrupt):
         atomic(path, halfway)
@@ -32,17 +36,24 @@ def test_atomic_shows_no_half_file(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
     seen = []
-    atomic(path, lambda f: (f.write(b"new"), f.flush(), seen.append(path.read_bytes())))
+
+    def write(f):
+        f.write(b"new")
+        f.flush()
+        seen.append(path.read_bytes())
+
+    atomic(path, write)
     assert seen == [b"old"] and path.read_bytes() == b"new"
 
 
 def test_save_torch_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.pt"
     save_torch(path, {"step": 1, "w": torch.arange(3)})
-    with pytest.raises(Exception):
-        save_torch(path, {"step": 2, "f": lambda: None})        # cannot be pickled
+    with pytest.raises(Exception, match="pickle"):
+        save_torch(path, {"step": 2, "f": lambda: None})
     state = load_torch(path)
-    assert state["step"] == 1 and state["w"].tolist() == [0, 1, 2] and os.listdir(tmp_path) == ["x.pt"]
+    assert state["step"] == 1 and state["w"].tolist() == [0, 1, 2]
+    assert os.listdir(tmp_path) == ["x.pt"]
 
 
 def test_load_torch_errors(tmp_path):
@@ -64,29 +75,43 @@ def test_load_torch_errors(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+# ---- run folders ---------------------------------------------------------------------------------
+
+
 def test_run_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.sys, "argv", ["x.py", "--seed", "3"])
     run = Run(tmp_path / "r", {"seed": 3, "out": tmp_path})
     run.log(50, loss=torch.tensor(1.23456789), lr=1)
-    assert read_log(tmp_path / "r") == [{"step": 50, "loss": 1.23457, "lr": 1.0}]      # on disk at once
+    on_disk = read_log(tmp_path / "r")  # at once
+    assert on_disk == [{"step": 50, "loss": 1.23457, "lr": 1.0}]
     run.log(100, loss=0.5)
     run.log(100, score=0.25)
-    assert run.column("loss") == ([50, 100], [1.23457, 0.5]) and run.column("score") == ([100], [0.25])
+    assert run.column("loss") == ([50, 100], [1.23457, 0.5])
+    assert run.column("score") == ([100], [0.25])
     run.close()
     with open(tmp_path / "r" / "log.csv") as f:
         table = list(csv.DictReader(f))
-    assert table == [{"step": "50", "loss": "1.23457", "lr": "1.0", "score": ""},
-                     {"step": "100", "loss": "0.5", "lr": "", "score": ""},
-                     {"step": "100", "loss": "", "lr": "", "score": "0.25"}]
+    assert table == [
+        {"step": "50", "loss": "1.23457", "lr": "1.0", "score": ""},
+        {"step": "100", "loss": "0.5", "lr": "", "score": ""},
+        {"step": "100", "loss": "", "lr": "", "score": "0.25"},
+    ]
     about = json.loads((tmp_path / "r" / "flags.json").read_text())
     assert about["flags"]["seed"] == 3 and about["command"] == ["x.py", "--seed", "3"]
-    assert about["versions"]["torch"] == torch.__version__.split("+")[0] or about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["torch"] in (torch.__version__, torch.__version__.split("+")[0])
     assert {"python", "numpy", "gymnasium", "machine", "cores"} <= set(about["versions"])
     assert about["commit"] == runs.commit() != ""
-    assert [p.name for p in (tmp_path / "r").glob("events.out.tfevents*")]
+    assert list((tmp_path / "r").glob("events.out.tfevents*"))
 
 
-def test_commit_outside_a_checkout(tmp_path, monkeypatch):
+def test_commit(tmp_path, monkeypatch):
+    """Twelve digits, a + where the tree has changes, and a word outside a checkout."""
+    answers = {"rev-parse": "0123456789ab", "status": ""}
+    monkeypatch.setattr(runs, "git", lambda *args: answers[args[0]])
+    assert runs.commit() == "0123456789ab"
+    answers["status"] = " M runs.py"
+    assert runs.commit() == "0123456789ab+"
+    monkeypatch.undo()
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
     assert runs.commit() == "unknown"
 
@@ -97,17 +122,60 @@ def test_resume_drops_later_rows(tmp_path):
         run.log(step, loss=step)
     run.close()
     with open(tmp_path / "log.jsonl", "a") as f:
-        f.write('{"step": 200, "lo')                             # killed while it wrote
-    assert [r["step"] for r in read_log(tmp_path)] == [50, 100, 150]
+        f.write('{"step": 200, "lo')  # killed while it wrote
+    assert [row["step"] for row in read_log(tmp_path)] == [50, 100, 150]
     flags = (tmp_path / "flags.json").read_bytes()
+
     run = Run(tmp_path, {"seed": 9}, resume_step=100)
     run.log(150, loss=7)
     run.close()
-    assert read_log(tmp_path) == [{"step": 50, "loss": 50}, {"step": 100, "loss": 100}, {"step": 150, "loss": 7}]
+    assert [(row["step"], row["loss"]) for row in read_log(tmp_path)] == [
+        (50, 50),
+        (100, 100),
+        (150, 7),
+    ]
     assert len((tmp_path / "log.csv").read_text().split()) == 4
-    assert (tmp_path / "flags.json").read_bytes() == flags       # the record of how the run began stays
-    Run(tmp_path, {}).close()                                    # a fresh run in the same folder starts empty
+    assert (tmp_path / "flags.json").read_bytes() == flags  # how the run began stays
+
+    Run(tmp_path, {}).close()  # a fresh run in the same folder starts empty
     assert read_log(tmp_path) == [] == read_log(tmp_path / "none")
+
+
+def test_a_run_folder_is_not_begun_twice(tmp_path):
+    args = Namespace(out=str(tmp_path), resume=False)
+    runs.fresh_folder(args)
+    save_torch(tmp_path / "state.pt", {})
+    with pytest.raises(BadInput, match="holds a run: go on with --resume"):
+        runs.fresh_folder(args)
+    args.resume = True
+    runs.fresh_folder(args)
+
+
+def test_load_state(tmp_path):
+    """A run goes on with the flags that it was begun with, but for those that may change."""
+    args = Namespace(out=str(tmp_path), lr=1e-3, dims=[8, 16], max_grad_norm=1.0, threads=1)
+    save_torch(tmp_path / "state.pt", {"flags": runs.flags_of(args), "step": 5})
+    args.threads = 2
+    assert runs.load_state(args, "cpu", {"step"}, {"out", "threads"})["step"] == 5
+    with pytest.raises(BadInput, match="begun with --threads 1, not 2"):
+        runs.load_state(args, "cpu", {"step"}, {"out"})
+    args.max_grad_norm = 2.0
+    with pytest.raises(BadInput, match="begun with --max-grad-norm 1.0, not 2.0"):
+        runs.load_state(args, "cpu", {"step"}, {"out", "threads"})
+    for wrong in ({"step"}, {"step", "ema"}):
+        if "ema" not in wrong:
+            save_torch(tmp_path / "state.pt", {"step": 5})  # no flags
+        with pytest.raises(BadInput, match="not the state of a run of this version"):
+            runs.load_state(args, "cpu", wrong, {"out", "threads"})
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(BadInput, match="cannot be a run folder"):
+        Run(tmp_path / "x", {})
+
+
+# ---- command lines -------------------------------------------------------------------------------
 
 
 def test_cli(capsys):
@@ -119,5 +187,147 @@ def test_cli(capsys):
     assert e.value.code == 2 and capsys.readouterr() == ("", "error: first second\n")
     cli(lambda: print("fine"))
     assert capsys.readouterr() == ("fine\n", "")
-    with pytest.raises(ZeroDivisionError):                       # a bug is not bad input
+    with pytest.raises(ZeroDivisionError):  # a bug is not bad input
         cli(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("value, bad", [(0, 0), (-1, -1), ([1, float("nan")], "nan"), ((2,), None)])
+def test_above_zero(value, bad):
+    args = Namespace(T_a=value, lr=None)
+    if bad is None:
+        runs.above_zero(args, "T_a", "lr")
+    else:
+        with pytest.raises(BadInput, match=f"--T-a must be above 0, not {bad}"):
+            runs.above_zero(args, "lr", "T_a")
+
+
+def test_refuse_flags():
+    args = Namespace(temp=None, spread=0.0, memory=None, per_step=False, amp=True)
+    runs.refuse_flags(args, ["temp", "memory", "per_step"], "--method bc")
+    with pytest.raises(BadInput, match="^--spread is not used by --method bc: leave it out$"):
+        runs.refuse_flags(args, ["temp", "spread"], "--method bc")  # 0.0 was given
+    with pytest.raises(BadInput, match="^--amp is not used by a CPU: leave it out$"):
+        runs.refuse_flags(args, ["amp"], "a CPU")
+
+
+def test_check_device():
+    runs.check_device("cpu")
+    with pytest.raises(BadInput, match="--device nonsense cannot be used here"):
+        runs.check_device("nonsense")
+
+
+def make_parser():
+    """A parser with a flag of each kind."""
+    p = Parser("What it does.", examples=["python x.py a --K 4", "python x.py b"])
+    p.add_argument("ckpt", help="checkpoint")
+    p.add_argument("--seed", type=int, default=0, help="seed")
+    p.add_argument("--T-p", type=int, help="horizon")
+    p.add_argument("--lr", type=float, default=1e-4, help="learning rate")
+    p.add_argument("--temp", type=float, nargs="+", default=[0.02, 0.2], help="temperatures")
+    p.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="mode")
+    p.add_argument("--task", choices=list("abcdefghijk"), help="task")
+    p.add_argument("--png", metavar="FILE", help="picture, at 50 %% of the size")
+    p.add_argument("--line", nargs="*", default=[], help="lines")
+    p.add_argument("--amp", action="store_true", help="half precision")
+    return p
+
+
+def test_help_is_a_manual(monkeypatch):
+    """It shows every default but "no" and "none", short metavars, and the examples at the end."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [" ".join(line.split()) for line in make_parser().format_help().splitlines()]
+    assert lines[0].startswith("usage: ") and lines[0].endswith(" ckpt [flags]")
+    assert "What it does." in lines
+    for line in (
+        "--seed N seed (default: 0)",
+        "--T-p T_p horizon",
+        "--lr X learning rate (default: 0.0001)",
+        "--temp X [X ...] temperatures (default: 0.02 0.2)",
+        "--mode {chunk,step} mode (default: chunk)",
+        "--task TASK task",
+        "--png FILE picture, at 50 % of the size",
+        "--line [LINE ...] lines",
+        "--amp half precision",
+    ):
+        assert line in lines
+    assert lines[-3:] == ["examples:", "python x.py a --K 4", "python x.py b"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["x", "--see", "1"], "unrecognized arguments: --see 1"),  # no abbreviations
+        (["x", "--seed", "one"], "argument --seed: invalid int value"),
+        ([], "the following arguments are required: ckpt"),
+        (["x", "--task", "z"], "argument --task: invalid choice"),
+    ],
+)
+def test_wrong_flags_are_bad_input(flags, message):
+    with pytest.raises(BadInput, match=message):
+        make_parser().parse_args(flags)
+
+
+# ---- the picture of scores -----------------------------------------------------------------------
+
+
+def scored(folder, scores, **more):
+    """A run folder that holds these scores, at steps 100, 200, ..."""
+    run = Run(folder, {})
+    for i, score in enumerate(scores, 1):
+        run.log(100 * i, loss=1.0)
+        run.log(100 * i, score=score, score_low=score - 0.1, score_high=score + 0.1, **more)
+    run.close()
+    return str(folder)
+
+
+def test_seeds_are_averaged_where_all_have_a_score():
+    a = [{"step": 100, "score": 0.2}, {"step": 200, "score": 0.6}]
+    b = [{"step": 100, "score": 0.4}]
+    assert runs.mean_scores([a, b], "step") == ([100], [pytest.approx(0.3)])
+    assert [runs.setting_of(name) for name in ("dbp-seed0", "dbp_seed12", "dbp", "seed1")] == [
+        "dbp",
+        "dbp",
+        "dbp",
+        "seed1",
+    ]
+
+
+def test_command(tmp_path, monkeypatch):
+    folders = [scored(tmp_path / f"a-seed{i}", [0.1 * i, 0.5]) for i in (1, 2)]
+    command = ["runs.py", *folders, "--png", f"{tmp_path}/s.png", "--csv", f"{tmp_path}/s.csv"]
+    monkeypatch.setattr(runs.sys, "argv", [*command, "--line", "paper, 100 epochs=0.87"])
+    cli(runs.main)
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "s.csv") as f:
+        table = list(csv.DictReader(f))
+    assert [(row["run"], row["step"], row["score"]) for row in table] == [
+        ("a-seed1", "100", "0.1"),
+        ("a-seed1", "200", "0.5"),
+        ("a-seed2", "100", "0.2"),
+        ("a-seed2", "200", "0.5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["none"], "there are no scores in none"),
+        (["a-seed1", "--line", "0.87"], "--line 0.87: give LABEL=SCORE"),
+    ],
+)
+def test_command_with_bad_input(tmp_path, monkeypatch, flags, message):
+    scored(tmp_path / "a-seed1", [0.1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.sys, "argv", ["runs.py", *flags])
+    with pytest.raises(BadInput, match=message):
+        runs.main()
+
+
+def test_curves(tmp_path):
+    """Panels without rows are left out; those with are drawn."""
+    scored(tmp_path / "r", [0.1, 0.5])
+    run = Run(tmp_path / "r", {}, resume_step=1000)
+    panels = [("loss", ["loss"], "log"), ("gone", ["none"], "log"), ("score", ["score"], "linear")]
+    runs.curves(run, tmp_path / "c.png", panels)
+    run.close()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
