@@ -1,66 +1,95 @@
-"""Observation encoders: a dict of tensors in, one feature vector out; computed once an observation, shared by all z.
+"""Observation encoders: named tensors go in, one feature vector per observation comes out.
 
-Every encoder takes {name: (B, T_o, ...)} and returns (B, C). `LowDim` passes numbers through. `Points` is 3D Diffusion
-Policy's encoder (arXiv 2403.03954): a point network for the cloud, a small MLP for the robot's own state, each frame
-by itself, frames side by side.
+The features are computed once per observation and shared by all its latents. Which encoder an
+observation gets is told by its number of axes:
+
+  (S,)       numbers              passed through; beside a cloud, a small MLP
+  (N, 3)     a point cloud        PointNet, as in 3D Diffusion Policy (arXiv 2403.03954)
+
+Every frame is encoded by itself. A frame's features stand side by side, clouds before numbers, and
+the T_o frames follow one another.
 """
+
 import torch
 from torch import nn
 
-
-class LowDim(nn.Module):
-    """{"state": (B, T_o, D)} -> (B, T_o D), as it is."""
-
-    def __init__(self, T_o, state_dim):
-        super().__init__()
-        self.points, self.size = 0, T_o * state_dim
-
-    def forward(self, obs):
-        return obs["state"].flatten(1)
+FEATURES = 64  # of a cloud, and of the robot's own state beside one
 
 
 class PointNet(nn.Module):
-    """Cloud (B, N, C) -> (B, out): a shared MLP on every point with LayerNorm, a maximum over points, a projection.
+    """A cloud (B, N, 3) -> (B, out): an MLP on every point, a maximum over points, a projection.
 
-    The maximum passes gradient only to the points that win a channel, about a quarter of 512. So all points are
-    encoded without gradient, and the winners once more with it: the same values and gradients for less work.
+    The maximum passes gradient only to the points that win a channel, about a quarter of 512. So
+    all points are encoded without gradient, and the winners once more with it: the same values and
+    the same gradients for less work (note 21).
     """
 
-    def __init__(self, channels=3, dims=(64, 128, 256), out=64):
+    def __init__(self, channels=3, dims=(64, 128, 256), out=FEATURES):
         super().__init__()
-        sizes = (channels, *dims)
-        self.mlp = nn.Sequential(*(m for i, o in zip(sizes, dims) for m in (nn.Linear(i, o), nn.LayerNorm(o), nn.ReLU())))
+        layers = []
+        for c_in, c_out in zip((channels, *dims), dims):
+            layers += [nn.Linear(c_in, c_out), nn.LayerNorm(c_out), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers)
         self.project = nn.Sequential(nn.Linear(dims[-1], out), nn.LayerNorm(out))
 
     def winners(self, points):
-        """Indices (B, M) of the points that win at least one channel, M the most in any cloud; short rows repeat."""
+        """Indices (B, M) of points that win a channel; M: the most in any cloud, rows repeat."""
         with torch.no_grad():
-            # in blocks of 4 clouds on a CPU: they stay in its cache, and the pass takes less than half the time
+            # On a CPU, blocks of 4 clouds stay in its cache: the pass takes half the time.
             blocks = points.split(4) if points.device.type == "cpu" else [points]
-            best = torch.cat([self.mlp(y).max(1).indices for y in blocks])     # (B, channels)
-        won = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device).scatter_(1, best, True)
+            best = torch.cat([self.mlp(block).max(1).indices for block in blocks])  # (B, channels)
+        won = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
+        won.scatter_(1, best, True)
         order = won.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         count = won.sum(1)
         place = torch.arange(int(count.max()), device=points.device).expand(len(points), -1)
         return order.gather(1, torch.minimum(place, count[:, None] - 1))
 
     def forward(self, points):
+        """points (B, N, 3) -> (B, out)."""
         if torch.is_grad_enabled():
             i = self.winners(points)
             points = points.gather(1, i[..., None].expand(-1, -1, points.shape[-1]))
-        return self.project(self.mlp(points).max(1).values)      # amax's gradient, split among ties, is slower
+        # amax would split its gradient among ties, which is slower
+        return self.project(self.mlp(points).max(1).values)
 
 
-class Points(nn.Module):
-    """{"points": (B, T_o, N, 3), "state": (B, T_o, D)} -> (B, T_o (64 + 64)); coordinates only, no colour."""
+def state_mlp(size, out=FEATURES):
+    """The encoder of the robot's own state beside a cloud: (B, size) -> (B, out)."""
+    return nn.Sequential(nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, out))
 
-    def __init__(self, T_o, state_dim, points, out=64):
+
+class Encoder(nn.Module):
+    """All observations of a policy: {name: (B, T_o, ...)} -> (B, size).
+
+    shapes: {name: shape of one observation}; T_o: the number of frames. Raises ValueError if there
+    is an observation that no encoder here takes.
+    """
+
+    def __init__(self, shapes, T_o):
         super().__init__()
-        self.points, self.size = points, T_o * 2 * out
-        self.cloud = PointNet(out=out)
-        self.state = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU(), nn.Linear(64, out))
+        clouds = any(len(shape) == 2 for shape in shapes.values())
+        self.names = sorted(shapes, key=lambda name: -len(shapes[name]))  # clouds before numbers
+        parts = {}
+        sizes = []
+        for name in self.names:
+            shape = shapes[name]
+            if len(shape) == 2:
+                parts[name] = PointNet(channels=shape[1])
+                sizes.append(FEATURES)
+            elif len(shape) == 1 and clouds:
+                parts[name] = state_mlp(shape[0])
+                sizes.append(FEATURES)
+            elif len(shape) == 1:
+                parts[name] = nn.Identity()
+                sizes.append(shape[0])
+            else:
+                raise ValueError(f"observation {name} {tuple(shape)}: there is no encoder for it")
+        self.parts = nn.ModuleDict(parts)
+        self.size = T_o * sum(sizes)
 
     def forward(self, obs):
-        B, T_o = obs["state"].shape[:2]
-        frames = [self.cloud(obs["points"].flatten(0, 1)), self.state(obs["state"].flatten(0, 1))]     # (B T_o, 64) each
+        """obs {name: (B, T_o, ...)}, normalised -> features (B, size)."""
+        B, T_o = obs[self.names[0]].shape[:2]
+        frames = [self.parts[name](obs[name].flatten(0, 1)) for name in self.names]  # (B T_o, C)
         return torch.cat(frames, 1).unflatten(0, (B, T_o)).flatten(1)
