@@ -1,0 +1,192 @@
+"""What a task is: sizes, horizons, simulator, data; and the wrapper that runs chunks.
+
+An observation is a dict of named arrays. The number of axes tells what an observation is:
+
+  "state"     (S,)        float32   numbers: joints, positions, key points
+  "points"    (N, 3)      float32   a point cloud
+  any name    (H, W, 3)   uint8     a camera's picture
+
+A suite's file (task_*.py) ends in a list TASKS of these; envs.py collects the lists. Nothing here
+imports a simulator.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import gymnasium as gym
+import numpy as np
+
+from runs import BadInput
+
+
+def dtype_of(shape):
+    """The dtype of an observation of that shape: uint8 for pictures (three axes), else float32."""
+    return "uint8" if len(shape) == 3 else "float32"
+
+
+def check_horizons(T_o, T_p, T_a):
+    """Refuse horizons that break Eq. 23: T_o <= T_p and T_o - 1 + T_a <= T_p. Raises BadInput."""
+    if min(T_o, T_p, T_a) < 1:
+        raise BadInput(f"T_o {T_o}, T_p {T_p}, T_a {T_a}: each must be at least 1")
+    if T_o > T_p or T_o - 1 + T_a > T_p:
+        raise BadInput(
+            f"T_o {T_o}, T_p {T_p}, T_a {T_a} breaks T_o - 1 + T_a <= T_p (Eq. 23): "
+            f"lower --T-a to {max(T_p - T_o + 1, 1)} or raise --T-p"
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task. The first six fields are needed; the others say what a task has beyond them."""
+
+    name: str
+    obs: dict  # the name of each observation -> the shape of one
+    D_a: int  # the size of an action
+    T_o: int  # steps of observation history
+    T_p: int  # steps of a predicted chunk
+    T_a: int  # steps of a chunk that are executed (Eqs. 22, 23)
+    suite: str = "own"
+    group: str = None  # the difficulty that the paper reports the task under
+
+    # The simulator. A task without one trains and ends without a score.
+    env: Callable = None  # makes one gymnasium environment with Dict observations
+    needs: str = None  # what pip installs for it
+    steps: int = None  # primitive steps that an episode lasts
+    score: str = "success"  # of an episode: "max" or "sum" of its rewards; success at any step
+    #                         ("success") or at the end ("held")
+    episodes: int = 50  # of an evaluation
+    potential: Callable = None  # observations {name: (N, ...)} -> (N,), shapes Stage 2's reward
+    sketch: Callable = None  # (axes, observation): draws the observation itself
+
+    # The data.
+    data: tuple = ()  # the file names that are looked for in each data folder, best first
+    arrays: tuple = ()  # further arrays of its files that `observations` reads
+    observations: Callable = (
+        None  # a file's arrays {name: array} -> {name: (N, ...)}; None: by name
+    )
+    url: str = None  # the official archive, for `python data.py download`
+    sha256: dict = field(default_factory=dict)  # array of the archive -> sha256 of its bytes
+    optional: tuple = ()  # arrays of the archive that may be missing: nothing reads them
+    minari: str = None  # the data set's name in Minari, for `python data.py download`
+    env_id: str = None  # the gymnasium id that Minari's data says it was recorded in
+    expert: Callable = None  # (env, i, states) -> one demonstration's arrays, or None if it failed
+    count_states: Callable = None  # states or None -> (path, recorded episodes), if it replays them
+    draw: Callable = None  # (figure, episodes): a picture of the demonstrations
+
+    # What the trainers take where a flag is not given, and what the paper reports.
+    stage1: dict = field(default_factory=dict)  # flags of dbp_train.py
+    stage2: dict = field(default_factory=dict)  # flags of dbpo_ppo.py
+    paper: dict = field(default_factory=dict)  # method -> the paper's figure
+
+    def __post_init__(self):
+        check_horizons(self.T_o, self.T_p, self.T_a)
+
+    @property
+    def specs(self):
+        """{name: {"shape": list, "dtype": str}} of the observations, as a checkpoint keeps them."""
+        return {
+            name: {"shape": list(shape), "dtype": dtype_of(shape)}
+            for name, shape in self.obs.items()
+        }
+
+
+def observation_space(task):
+    """The gymnasium space of a task's observations."""
+    boxes = {}
+    for name, shape in task.obs.items():
+        if dtype_of(shape) == "uint8":
+            boxes[name] = gym.spaces.Box(0, 255, shape, np.uint8)
+        else:
+            boxes[name] = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+    return gym.spaces.Dict(boxes)
+
+
+class Chunked(gym.Wrapper):
+    """Executes T_a actions a step and returns the last T_o observations.
+
+    action (T_a, D_a) -> observations {name: (T_o, ...)} and the sum of the primitive rewards.
+    info["rewards"] (T_a,) holds the primitive rewards, NaN where the episode had already ended;
+    info["steps"] the primitive steps so far; info["success"] whether success was seen at any step
+    or, with `held`, at the last one; info["over"] whether the episode has ended.
+
+    record: info["states"] (T_a, S) holds the simulator's states before each action.
+    film: `frames` keeps a picture of every primitive step.
+    hold: the end is told in info["over"] alone and further steps do nothing, so that a batch of
+    episodes runs to its longest.
+    reset(seed=s, options={"past": {s: chunks}}) goes on from where these chunks led, which resumes
+    an interrupted episode.
+    """
+
+    def __init__(self, env, T_o, T_a, steps, *, record=False, film=False, hold=False, held=False):
+        super().__init__(env)
+        self.T_o = T_o
+        self.T_a = T_a
+        self.max_steps = steps
+        self.record = record
+        self.film = film
+        self.hold = hold
+        self.held = held
+        self.observation_space = gym.spaces.Dict(
+            {name: stacked(box, T_o) for name, box in env.observation_space.items()}
+        )
+        self.action_space = stacked(env.action_space, T_a)
+
+    def reset(self, *, seed=None, options=None):
+        options = dict(options or {})
+        past = options.pop("past", {}).get(seed, ())
+        obs, info = self.env.reset(seed=seed, options=options or None)
+        self.history = [obs] * self.T_o
+        self.n = 0
+        self.over = (False, False)  # terminated, truncated
+        self.success = False
+        self.state = info.get("state")
+        self.frames = [self.env.render()] if self.film else []
+        for chunk in past:
+            self.step(chunk)
+        return self._observation(), self._info([])
+
+    def _observation(self):
+        return {name: np.stack([obs[name] for obs in self.history]) for name in self.history[0]}
+
+    def _info(self, rewards, states=()):
+        padded = np.full(self.T_a, np.nan)
+        padded[: len(rewards)] = rewards
+        info = {
+            "rewards": padded,
+            "steps": self.n,
+            "success": self.success,
+            "over": any(self.over),
+        }
+        if self.record:
+            info["states"] = np.full((self.T_a, len(self.state)), np.nan)
+            if states:
+                info["states"][: len(states)] = states
+        return info
+
+    def step(self, chunk):
+        rewards = []
+        states = []
+        for action in chunk:
+            if any(self.over):
+                break
+            states.append(self.state)
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            self.n += 1
+            self.state = info.get("state")
+            now = bool(info.get("is_success", False))
+            self.success = now if self.held else now or self.success
+            self.over = (terminated, truncated or self.n >= self.max_steps)
+            self.history = [*self.history[1:], obs]
+            rewards.append(reward)
+            if self.film:
+                self.frames.append(self.env.render())
+        terminated, truncated = (False, False) if self.hold else self.over
+        info = self._info(rewards, states)
+        return self._observation(), float(sum(rewards)), terminated, truncated, info
+
+
+def stacked(box, n):
+    """The space of n values of a Box, one after another."""
+    low = np.broadcast_to(box.low, (n, *box.shape))
+    high = np.broadcast_to(box.high, (n, *box.shape))
+    return gym.spaces.Box(low, high, dtype=box.dtype)

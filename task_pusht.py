@@ -1,0 +1,243 @@
+"""Push-T: push a T-shaped block onto its goal, by Diffusion Policy's low-dimensional protocol.
+
+The observation is nine key points of the T and the agent's position, 20 numbers in pixels of the
+512 x 512 scene. An episode lasts 300 steps. Its score is the highest min(coverage / 0.95, 1) that
+is reached; success is a coverage above 0.95. Start states come from seeds, 100000 on in evaluation.
+
+Data: Diffusion Policy's zarr folder (data/keypoint, data/state, data/action, meta/episode_ends) of
+206 human demonstrations, or an npz with state, action and episode_ends. demos/pusht.npz ships with
+the code: experts.py recorded it from three policies that were trained on the human demonstrations.
+"""
+
+import gymnasium as gym
+import numpy as np
+
+from task import Task, observation_space
+
+# The nine key points of Diffusion Policy's data, fixed in the T's own frame, in pixels.
+KEYPOINTS = np.array(
+    [
+        [9.26979, 90.04097],
+        [-60.98347, -1.18673],
+        [60.91276, -1.39336],
+        [-0.27050, 25.54363],
+        [-14.06493, 122.81585],
+        [39.00274, 32.85740],
+        [-39.96641, 32.72966],
+        [-16.82434, 62.86318],
+        [23.54146, -1.70029],
+    ]
+)
+GOAL = np.array([0, 0, 256, 256, np.pi / 4])  # a state whose T lies on the goal
+
+# sha256 of each array's bytes in C order: independent of chunking, compression and zip tool.
+SHA256 = {
+    "data/action": "6691b085749144b8db1aede97a80fb380afd08953fcd03660b441d0ffe9d6a8f",
+    "data/state": "dcdc539bfdba9fc01cba8d2fe91cc580539ec046a88b0ffbe91be5511948d4dc",
+    "data/keypoint": "2419980734c1d41050f8fbf7513031e6e784168bafbe42bcec81fdebe44c6611",
+    "meta/episode_ends": "82db02e667c59a83fedb211ab9b84182591b75009df1385210d5235197f93d72",
+    "data/img": "3f7650895d1a500d7162b10475df689731f4fece2b15eaf7d913a560c2a0783d",
+    "data/n_contacts": "3e4258a61c21da4af3257269d3300b5128f04ba3ad34ebd0d0e709489ca854d4",
+}
+
+
+# ---- observations -------------------------------------------------------------------------------
+
+
+def pusht_obs(state):
+    """States (..., 5), agent x, y, T x, y, angle -> observations (..., 20), key points, agent."""
+    state = np.asarray(state)
+    cos = np.cos(state[..., 4, None])
+    sin = np.sin(state[..., 4, None])
+    x, y = KEYPOINTS.T
+    turned = np.stack([cos * x - sin * y, sin * x + cos * y], -1)  # (..., 9, 2)
+    points = turned + state[..., None, 2:4]
+    flat = points.reshape(*state.shape[:-1], 18)
+    return np.concatenate([flat, state[..., :2]], -1).astype(np.float32)
+
+
+def observations(arrays):
+    """The observations of a file's arrays: recorded key points where there are some, or states."""
+    if "keypoint" in arrays:
+        keypoint = arrays["keypoint"]
+        flat = keypoint.reshape(len(keypoint), -1)
+        return {"state": np.concatenate([flat, arrays["state"][:, :2]], 1)}
+    if "obs" in arrays:
+        return {"state": arrays["obs"]}
+    return {"state": pusht_obs(arrays["state"])}
+
+
+def potential(obs):
+    """Minus the key points' mean distance from the goal, in units of 100 pixels: (N, 20) -> (N,).
+
+    Unlike coverage it has a slope where the T does not touch its goal.
+    """
+    points = obs["state"][..., :18]
+    away = (points - pusht_obs(GOAL)[:18]).reshape(*points.shape[:-1], 9, 2)
+    return -np.linalg.norm(away, axis=-1).mean(-1) / 100
+
+
+# ---- the simulator ------------------------------------------------------------------------------
+
+
+def start_state(seed):
+    """Diffusion Policy's start state for a seed: agent x, y, T x, y (pixels), angle (radians)."""
+    rs = np.random.RandomState(seed)
+    agent = [rs.randint(50, 450), rs.randint(50, 450)]
+    tee = [rs.randint(100, 400), rs.randint(100, 400)]
+    return np.array([*agent, *tee, rs.randn() * 2 * np.pi - np.pi], dtype=np.float64)
+
+
+def simulator():
+    """gym-pusht with the goal's polygon made once, not at every step: 1.4 times as fast."""
+    from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
+
+    class Simulator(PushTEnv):
+        """The same numbers as gym-pusht's own."""
+
+        goal = None
+
+        def _get_coverage(self):
+            shapes = self.block.shapes
+            if self.goal is None:
+                self.goal = pymunk_to_shapely(self.get_goal_pose_body(self.goal_pose), shapes)
+            tee = pymunk_to_shapely(self.block, shapes)
+            return self.goal.intersection(tee).area / self.goal.area
+
+    return Simulator(
+        obs_type="state",
+        render_mode="rgb_array",
+        visualization_width=256,
+        visualization_height=256,
+    )
+
+
+class PushT(gym.Wrapper):
+    """Push-T with the key-point observation; rewards min(coverage / 0.95, 1).
+
+    reset(seed=s) starts at start_state(s); reset(options={"state": v}) at exactly the recorded
+    state v. An episode terminates at a coverage above 0.95. info["state"] is the state (5,).
+    """
+
+    def __init__(self):
+        super().__init__(simulator())
+        self.observation_space = observation_space(PUSHT)
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self.unwrapped, seed=seed)
+        if seed is None:
+            seed = int(self.unwrapped.np_random.integers(2**31))
+        # gym-pusht sets the position before the angle, which moves the T: its centre of mass is
+        # not its origin. Diffusion Policy's evaluation does the same (note 16).
+        state, _ = self.env.reset(options={"reset_to_state": start_state(seed)})
+        if options and "state" in options:
+            state = self.set_state(options["state"])
+        return {"state": pusht_obs(state)}, {"state": state}
+
+    def set_state(self, state):
+        """Put agent and T where the data recorded them: the angle first; all velocities are 0."""
+        sim = self.unwrapped
+        for body in (sim.agent, sim.block):
+            body.velocity = (0, 0)
+            body.angular_velocity = 0
+        sim.agent.position = tuple(map(float, state[:2]))
+        sim.block.angle = float(state[4])
+        sim.block.position = tuple(map(float, state[2:4]))
+        sim.space.reindex_shapes_for_body(sim.block)
+        return sim.get_obs()
+
+    def step(self, action):
+        from pymunk import Vec2d
+
+        # Plain numbers: arrays of two are slow in the simulator's inner loop.
+        target = Vec2d(*map(float, action))
+        state, reward, terminated, truncated, info = self.env.step(target)
+        info = {**info, "state": state}
+        return {"state": pusht_obs(state)}, float(reward), bool(terminated), truncated, info
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+
+def sketch(axes, obs):
+    """The observation itself: key points and agent in the scene."""
+    points = obs["state"][:18].reshape(9, 2)
+    axes.scatter(*points.T, c=np.arange(9), cmap="tab10", s=30, label="key points")
+    axes.plot(*obs["state"][18:], "ko", label="agent")
+    axes.plot(*pusht_obs(GOAL)[:18].reshape(9, 2).T, "x", color="tab:green", label="their goal")
+    axes.legend(fontsize=8)
+    axes.set(xlim=(0, 512), ylim=(512, 0), aspect="equal", title="the observation, pixels")
+
+
+def draw(figure, episodes):
+    """Paths of the agent, final places of the T, actions, episode lengths of demonstrations."""
+    paths, final, actions, lengths = figure.subplots(2, 2).flat
+    obs = episodes.obs["state"]
+    for episode in np.split(obs, episodes.ends[:-1]):
+        paths.plot(episode[:, 18], episode[:, 19], lw=0.4, alpha=0.5, color="tab:blue")
+    starts = obs[episodes.ends - episodes.lengths, 18:]
+    paths.plot(*starts.T, ".", color="black", ms=3, label="start")
+    paths.legend(loc="upper right")
+    last = obs[episodes.ends - 1, :18].reshape(-1, 2)
+    final.scatter(*last.T, c=np.tile(np.arange(9), len(episodes)), s=5, cmap="tab10")
+    finite = episodes.action[np.isfinite(episodes.action).all(1)]
+    count = actions.hist2d(*finite.T, bins=64, range=[(0, 512)] * 2, cmin=1, cmap="viridis_r")
+    figure.colorbar(count[3], ax=actions, label="steps")
+    for axes, title in (
+        (paths, "Paths of the agent"),
+        (final, "The T's key points when episodes end"),
+        (actions, "Actions: where the agent is sent"),
+    ):
+        axes.set(title=title, xlim=(0, 512), ylim=(512, 0), aspect="equal")
+        axes.set(xlabel="x (pixels)", ylabel="y (pixels)")
+    lengths.hist(episodes.lengths, bins=30)
+    mean = episodes.lengths.mean()
+    lengths.set(title=f"Episode lengths, mean {mean:.1f}", xlabel="steps", ylabel="episodes")
+
+
+# ---- the task -----------------------------------------------------------------------------------
+
+PUSHT = Task(
+    name="pusht",
+    suite="pusht",
+    obs={"state": (20,)},
+    D_a=2,
+    T_o=2,
+    T_p=16,
+    T_a=8,
+    env=PushT,
+    needs="gym-pusht==0.1.8",
+    steps=300,
+    score="max",
+    potential=potential,
+    sketch=sketch,
+    data=("pusht_cchi_v7_replay.zarr", "pusht.npz"),
+    arrays=("keypoint", "state"),
+    observations=observations,
+    url="https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip",
+    sha256=SHA256,
+    optional=("data/img", "data/n_contacts"),
+    draw=draw,
+    # Stage 2, per chunk of 8 steps. The noise shrinks over the second half (note 12), the reward is
+    # the coverage gained (note 23).
+    stage2={
+        "num_envs": 150,
+        "num_steps": 38,
+        "num_iterations": 100,
+        "minibatch_size": 1425,
+        "update_epochs": 2,
+        "lr": 1e-4,
+        "target_kl": 0.1,
+        "sigma": 0.15,
+        "sigma_range": (0.04, 0.3),
+        "sigma_final": 0.03,
+        "gae_lambda": 0.5,
+        "anchor": 0.05,
+        "anchor_iters": 50,
+        "success_bonus": 1.0,
+        "shaping": 1.0,
+    },
+    paper={"DBP": 0.87, "Diffusion Policy": 0.85},
+)
+
+TASKS = [PUSHT]
