@@ -1,0 +1,255 @@
+"""Where the demonstrations of a task are, and fetching the official ones.
+
+An archive is downloaded, going on where an earlier try stopped; unpacked into a folder beside its
+place; compared array by array with the SHA-256 that the task tells; and only then moved to its
+place. Data sets of Minari come through the minari library.
+"""
+
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from tqdm import tqdm
+
+from formats import LIMIT, minari_file, refusing, zarr_array
+from runs import BadInput
+
+MAX_FILES = 100_000  # in an archive
+
+
+# ---- finding -------------------------------------------------------------------------------------
+
+
+def cache():
+    """The folder that downloads go to: $DRIFT_CACHE, or ~/.cache/drift."""
+    return Path(os.environ.get("DRIFT_CACHE") or Path.home() / ".cache" / "drift")
+
+
+def minari_home():
+    """The minari library's own folder: $MINARI_DATASETS_PATH, or ~/.minari/datasets."""
+    given = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(given or Path.home() / ".minari" / "datasets")
+
+
+def find(task, path=None):
+    """The path of the task's data. Raises BadInput if there is none.
+
+    It is looked for in $DRIFT_DATA, the cache, the minari library's folder, and demos/ beside this
+    file. path: a file, a zarr or Minari folder, or a folder that holds one of task.data; if it is
+    given, nothing else is tried.
+    """
+    places = places_of(task, path)
+    for place in places:
+        zarr = place.suffix == ".zarr" or (place / ".zgroup").exists()
+        if place.is_file() or zarr or minari_file(place):
+            return place
+        for name in task.data:
+            if (place / name).exists():
+                return place / name
+    looked_for = " or ".join(task.data) or "no file name is known"
+    raise BadInput(
+        f"no {task.name} data ({looked_for}) in {', '.join(map(str, places))}: {hint(task)}"
+    )
+
+
+def places_of(task, path=None):
+    """The paths that `find` looks at, best first. Raises BadInput if a given one is not there."""
+    given = os.environ.get("DRIFT_DATA")
+    named = path or given
+    if named and not Path(named).expanduser().exists():
+        shown = path or f"DRIFT_DATA={given}"
+        raise BadInput(f"{shown}: no such file or folder")
+    if path:
+        return [Path(path).expanduser()]
+    places = [Path(given)] if given else []
+    places.append(cache())
+    if task.minari and minari_home().exists():
+        places.append(minari_home())
+    places.append(Path(__file__).parent / "demos")
+    return [place.expanduser() for place in places]
+
+
+def hint(task):
+    """What to do about missing data."""
+    if task.expert:
+        return f"run `python experts.py --task {task.name}` or give --data PATH"
+    if task.url or task.minari:
+        return f"run `python data.py download {task.name}` or give --data PATH"
+    return "give --data PATH"
+
+
+# ---- fetching ------------------------------------------------------------------------------------
+
+
+def fetch(url, part):
+    """Download a URL into the file `part`, going on from the bytes that it holds.
+
+    Raises BadInput if that fails, and keeps the bytes for the next try.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    request = urllib.request.Request(url, headers=headers)
+    with refusing(f"{url}: download failed, run the command again to resume {part}"):
+        try:
+            answer = urllib.request.urlopen(request, timeout=30)
+        except urllib.error.HTTPError as e:
+            if e.code != 416 or not have:
+                raise
+            whole = e.headers.get("Content-Range") == f"bytes */{have}"
+            if not whole:  # the part is longer than the file, so it is not of this file
+                part.unlink()
+                fetch(url, part)
+            return
+        with answer:
+            save_answer(answer, url, part, have)
+
+
+def save_answer(answer, url, part, have):
+    """Write a server's answer into `part`, after its first `have` bytes if it begins there.
+
+    Raises BadInput if it begins elsewhere or is absurdly long, ConnectionError if it ends early.
+    """
+    if answer.status != 206:  # the server ignores Range and sends everything
+        have = 0
+    elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        raise BadInput(f"{url}: the server resumes at a wrong place: delete {part} and try again")
+    size = have + int(answer.headers.get("Content-Length", 0))
+    bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, disable=None)
+    with open(part, "ab" if have else "wb") as f, bar:
+        while block := answer.read(1 << 16):
+            bar.update(f.write(block))
+            if f.tell() > LIMIT:
+                raise BadInput(f"{url}: more than {LIMIT} bytes, not the archive: delete {part}")
+    if part.stat().st_size < size:
+        raise ConnectionError(f"ended after {part.stat().st_size} of {size} bytes")
+
+
+def unpack(archive, name, to):
+    """Unpack the zarr folder `name`, wherever in the zip it is, into the folder `to`.
+
+    Returns its path. Raises BadInput, and unpacks nothing, if any entry of the archive is a link or
+    could lead outside, or if the archive is of absurd size.
+    """
+    with refusing(f"{archive} cannot be unpacked"), zipfile.ZipFile(archive) as z:
+        entries = {entry: PurePosixPath(entry.filename) for entry in z.infolist()}
+        for entry, path in entries.items():
+            odd = re.search(r"[\\:]", entry.filename)
+            outside = path.is_absolute() or ".." in path.parts or odd
+            if outside or stat.S_ISLNK(entry.external_attr >> 16):
+                raise BadInput(
+                    f"{archive}: refused, its entry {entry.filename!r} is a link or leads outside"
+                )
+        if sum(entry.file_size for entry in entries) > LIMIT or len(entries) > MAX_FILES:
+            raise BadInput(
+                f"{archive}: refused, it would unpack to more than {LIMIT} bytes or {MAX_FILES} "
+                "files"
+            )
+        roots = [
+            path.parent
+            for path in entries.values()
+            if path.name == ".zgroup" and path.parent.name == name
+        ]
+        if not roots:
+            raise BadInput(f"{archive} holds no {name}")
+        inside = [entry for entry, path in entries.items() if path.is_relative_to(roots[0])]
+        z.extractall(to, inside)
+        return to / roots[0]
+
+
+def verify(path, sha256, optional=()):
+    """Compare arrays of a zarr folder with the official ones. Raises BadInput if one differs.
+
+    sha256: {"data/action": hexadecimal number, ...}, of an array's bytes in C order, so that
+    chunks, compression and archive do not matter. optional: those that may be missing.
+    """
+    for name, wanted in sha256.items():
+        if name in optional and not (path / name).exists():
+            continue
+        array = zarr_array(path, name)
+        sha = hashlib.sha256()
+        step = array.chunks[0]  # one chunk at a time: pictures may be gigabytes unpacked
+        with refusing(f"{path}: {name} is damaged"):
+            for first in range(0, array.shape[0], step):
+                sha.update(np.ascontiguousarray(array[first : first + step]))
+        if sha.hexdigest() != wanted:
+            raise BadInput(
+                f"{path}: {name} differs from the official data (sha256 {sha.hexdigest()})"
+            )
+
+
+def download(task, to=None, url=None):
+    """Fetch, unpack, verify and install a task's official data. Returns its path.
+
+    The data appears under its name only when all is well, and nothing that was there before is
+    deleted. An archive that fails is set aside as .bad, so that the next download starts afresh.
+    Raises BadInput.
+    """
+    if task.minari:
+        if url:
+            raise BadInput(
+                f"--url names an archive, but {task.name} comes through the minari library: leave "
+                "it out"
+            )
+        return download_minari(task, to)
+    to = Path(to).expanduser() if to else cache()
+    url = url or task.url
+    if not url.startswith(("http://", "https://")):
+        raise BadInput(f"{url}: not an http or https address")
+    final = to / task.data[0]
+    if final.exists():
+        try:
+            verify(final, task.sha256, task.optional)
+        except BadInput as e:
+            raise BadInput(f"{e}: move it away to download the data") from e
+        return final
+    part = to / f"{final.name}.zip.part"
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        fetch(url, part)
+        install(part, final, task)
+        part.unlink()
+    except OSError as e:
+        raise BadInput(f"cannot write to {to} ({e})") from e
+    return final
+
+
+def install(archive, final, task):
+    """Unpack and verify an archive, then move its data to the path `final`.
+
+    Raises BadInput if the archive is not the task's, and renames it to .bad.
+    """
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unpack") as new:
+        try:
+            unpacked = unpack(archive, final.name, Path(new))
+            verify(unpacked, task.sha256, task.optional)
+        except BadInput as e:
+            bad = archive.replace(archive.with_suffix(".bad"))
+            raise BadInput(f"not installed, the archive is kept as {bad}: {e}") from e
+        unpacked.replace(final)
+
+
+def download_minari(task, to=None):
+    """Have the minari library install the task's data set. Returns its folder. Raises BadInput.
+
+    The folder is below `to` or `minari_home()`; `to` becomes MINARI_DATASETS_PATH of this process.
+    What is already there is not fetched again.
+    """
+    try:
+        import minari
+    except ImportError as e:
+        raise BadInput(
+            f'{task.minari} needs the minari library: pip install "minari[hf]==0.5.4" '
+            "(requirements-extra.txt)"
+        ) from e
+    if to:
+        os.environ["MINARI_DATASETS_PATH"] = str(Path(to).expanduser())
+    with refusing(f"{task.minari}: download failed, try again later"):
+        minari.download_dataset(task.minari)
+    return minari_home() / task.minari

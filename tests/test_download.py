@@ -1,0 +1,413 @@
+"""download.py: where data is looked for, and downloads from a server of the test's own."""
+
+import dataclasses
+import hashlib
+import http.server
+import io
+import os
+import stat
+import subprocess
+import sys
+import threading
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data
+import download
+from conftest import ROOT
+from download import find
+from envs import TASKS
+from formats import save_npz
+from runs import cli
+from task import Task
+from test_data import arrays
+from test_formats import refused, write_minari, write_zarr
+
+PUSHT = TASKS["pusht"]
+HOPPER = TASKS["hopper"]
+NAME = PUSHT.data[0]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No data of this machine, no proxy."""
+    monkeypatch.delenv("DRIFT_DATA", raising=False)
+    monkeypatch.setenv("DRIFT_CACHE", str(tmp_path / "nothing"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nothing"))
+    monkeypatch.setenv("no_proxy", "*")
+
+
+# ---- finding -------------------------------------------------------------------------------------
+
+
+def test_find_order(tmp_path, monkeypatch):
+    given = tmp_path / "given"
+    cached = tmp_path / "cached"
+    explicit = tmp_path / "explicit"
+    for folder in (given, cached):
+        write_zarr(folder / NAME, arrays())
+        save_npz(folder / "pusht.npz", action=np.zeros(1))
+    save_npz(explicit / "pusht.npz", action=np.zeros(1))
+    monkeypatch.setattr(download, "__file__", str(tmp_path / "download.py"))
+    refused(lambda: find(PUSHT), "python data.py download pusht")
+    save_npz(tmp_path / "demos" / "pusht.npz", action=np.zeros(1))
+    assert find(PUSHT) == tmp_path / "demos" / "pusht.npz"
+    monkeypatch.setenv("DRIFT_CACHE", str(cached))
+    assert find(PUSHT) == cached / NAME
+    monkeypatch.setenv("DRIFT_DATA", str(given))
+    assert find(PUSHT) == given / NAME  # the first name of task.data wins
+    for path in (explicit, explicit / "pusht.npz"):
+        assert find(PUSHT, path) == explicit / "pusht.npz"
+    assert find(PUSHT, cached / NAME) == cached / NAME
+    (tmp_path / "empty").mkdir()
+    refused(lambda: find(PUSHT, tmp_path / "empty"), "empty", NAME)  # nothing behind a given path
+    refused(lambda: find(PUSHT, tmp_path / "none"), "none: no such file")
+    monkeypatch.setenv("DRIFT_DATA", str(tmp_path / "none"))
+    refused(lambda: find(PUSHT), "DRIFT_DATA=")
+    assert find(PUSHT, explicit).parent == explicit
+
+
+def test_find_minari(tmp_path, monkeypatch):
+    """The library's folder comes after the cache and before demos/, for tasks of Minari only."""
+    monkeypatch.setattr(download, "__file__", str(tmp_path / "download.py"))
+    words = ("mujoco/hopper/medium-v0 or hopper-medium", "python data.py download hopper")
+    refused(lambda: find(HOPPER), *words)
+    demos = write_minari(tmp_path / "demos" / "hopper-medium")
+    assert find(HOPPER) == demos
+    library = write_minari(tmp_path / "library" / HOPPER.minari)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "library"))
+    assert find(HOPPER) == library
+    save_npz(tmp_path / "library" / "pusht.npz", action=np.zeros(1))
+    refused(lambda: find(PUSHT), "no pusht data")
+    monkeypatch.delenv("MINARI_DATASETS_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert find(HOPPER) == demos
+    at_home = write_minari(tmp_path / "home" / ".minari" / "datasets" / HOPPER.minari)
+    assert find(HOPPER) == at_home
+    monkeypatch.setenv("DRIFT_CACHE", str(tmp_path / "cache"))
+    cached = write_minari(tmp_path / "cache" / "hopper-medium")
+    assert find(HOPPER) == cached
+    file = demos / "data" / "main_data.hdf5"
+    for path, wanted in (
+        (demos, demos),
+        (demos / "data", demos / "data"),
+        (tmp_path / "library", library),
+        (file, file),
+    ):
+        assert find(HOPPER, path) == wanted and len(data.load(HOPPER, path)) == 3
+    windows = data.Windows(data.load(HOPPER), HOPPER.T_o, HOPPER.T_p, HOPPER.T_a)
+    assert len(windows) == 4 + 1 + 7
+
+
+def test_find_tells_what_to_do(tmp_path):
+    """A script where there is one, a download where there is one, else only --data is left."""
+    own = Task(name="own", obs={"state": (3,)}, D_a=1, T_o=1, T_p=4, T_a=4)
+    scripted = dataclasses.replace(own, expert=print)
+    official = dataclasses.replace(own, url="https://example.org/own.zip")
+    refused(lambda: find(own), "no own data", "give --data PATH")
+    refused(lambda: find(scripted), "run `python experts.py --task own`")
+    refused(lambda: find(official), "run `python data.py download own`")
+    (tmp_path / "x.npz").write_bytes(b"")
+    assert find(own, tmp_path / "x.npz") == tmp_path / "x.npz"  # a file needs no name
+
+
+# ---- a server, and an archive on it --------------------------------------------------------------
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves server.content; honours Range if server.ranges; server.cut ends the answer early."""
+
+    def do_GET(self):
+        server = self.server
+        asked = self.headers.get("Range")
+        total = len(server.content)
+        server.seen.append(asked)
+        start = 0
+        if asked and server.ranges:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if self.path.endswith("missing"):
+            return self.send_error(404)
+        if start >= total:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{total}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        if start:
+            first = start + server.shift
+            self.send_header("Content-Range", f"bytes {first}-{total - 1}/{total}")
+        self.send_header("Content-Length", str(total - start))
+        self.end_headers()
+        return server.sent.append(self.wfile.write(server.content[start : server.cut]))
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    s = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    s.seen = []  # the Range of each request
+    s.sent = []  # the bytes of each answer
+    s.ranges = True
+    s.shift = 0
+    s.cut = None
+    s.content = b""
+    s.url = f"http://127.0.0.1:{s.server_port}/pusht.zip"
+    options = {"poll_interval": 0.02}
+    threading.Thread(target=s.serve_forever, kwargs=options, daemon=True).start()
+    yield s
+    s.shutdown()
+    s.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The data that the archive holds."""
+    return write_zarr(tmp_path / "made" / "pusht" / NAME, arrays())
+
+
+@pytest.fixture
+def task(tmp_path, server, folder):
+    """Push-T whose archive is on the server, laid out like the official one, with its sha256."""
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as z:
+        for p in sorted(folder.rglob("*")):
+            z.write(p, p.relative_to(tmp_path / "made"))
+        z.writestr("pusht/readme.txt", "not part of the data")
+    server.content = (tmp_path / "made.zip").read_bytes()
+    sha256 = {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in arrays().items()}
+    sha256["data/img"] = "0" * 64  # optional, and not in the archive
+    return dataclasses.replace(PUSHT, sha256=sha256, url=server.url)
+
+
+def part(to):
+    """The file that an unfinished download is kept in."""
+    return to / f"{NAME}.zip.part"
+
+
+# ---- archives ------------------------------------------------------------------------------------
+
+
+def test_download(tmp_path, server, task, folder, monkeypatch):
+    monkeypatch.setenv("DRIFT_CACHE", str(tmp_path / "cache"))
+    path = download.download(task)
+    assert path == tmp_path / "cache" / NAME == find(PUSHT)
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [NAME]  # no part, no leftovers
+    loaded = data.load(PUSHT, path)
+    wanted = data.load(PUSHT, folder)
+    np.testing.assert_array_equal(loaded.obs["state"], wanted.obs["state"])
+    assert download.download(task) == path and len(server.seen) == 1  # once is enough
+    (path / "data/action/0.0").unlink()
+    refused(lambda: download.download(task), "lacks chunk", "move it away")
+    assert path.exists() and len(server.seen) == 1
+
+
+def test_the_url_of_a_flag(tmp_path, server, task):
+    other = dataclasses.replace(task, url="http://127.0.0.1:9/x.zip")
+    assert download.download(other, tmp_path / "to", server.url) == tmp_path / "to" / NAME
+
+
+def test_download_resumes(tmp_path, server, task):
+    to = tmp_path / "to"
+    server.cut = 1000
+    refused(lambda: download.download(task, to), "again to resume")
+    assert part(to).read_bytes() == server.content[:1000] and not (to / NAME).exists()
+    server.cut = None
+    download.download(task, to)
+    assert server.seen == [None, "bytes=1000-"]
+    assert server.sent == [1000, len(server.content) - 1000]
+    assert len(data.load(PUSHT, to)) == 3
+
+
+def test_download_without_range(tmp_path, server, task):
+    to = tmp_path / "to"
+    to.mkdir()
+    server.ranges = False
+    part(to).write_bytes(b"x" * 1000)  # sent anew, so not kept
+    download.download(task, to)
+    assert server.seen == ["bytes=1000-"] and server.sent == [len(server.content)]
+    assert len(data.load(PUSHT, to)) == 3
+
+
+def test_download_resumed_at_a_wrong_place(tmp_path, server, task):
+    to = tmp_path / "to"
+    to.mkdir()
+    server.shift = 1
+    part(to).write_bytes(server.content[:1000])
+    refused(lambda: download.download(task, to), "wrong place", "delete")
+    assert part(to).read_bytes() == server.content[:1000]
+
+
+@pytest.mark.parametrize("extra, seen", [(b"", 1), (b"xyz", 2)])
+def test_download_416(tmp_path, server, task, extra, seen):
+    """A part as long as the archive is the archive; a longer one is started over."""
+    to = tmp_path / "to"
+    to.mkdir()
+    part(to).write_bytes(server.content + extra)
+    download.download(task, to)
+    assert len(server.seen) == seen and len(data.load(PUSHT, to)) == 3
+
+
+def test_download_sha(tmp_path, task):
+    """Other numbers are not installed; the archive is kept, and the next try is fresh."""
+    to = tmp_path / "to"
+    task = dataclasses.replace(task, sha256={**task.sha256, "data/state": "0" * 64})
+    refused(lambda: download.download(task, to), "not installed", "data/state differs")
+    assert [p.name for p in to.iterdir()] == [f"{NAME}.zip.bad"]
+
+
+def test_an_array_that_is_not_optional_must_be_there(tmp_path, task):
+    task = dataclasses.replace(task, optional=())
+    refused(lambda: download.download(task, tmp_path / "to"), "not installed", "data/img")
+
+
+def repacked(content, add):
+    """The zip with more entries: {name or ZipInfo: text}."""
+    f = io.BytesIO(content)
+    with zipfile.ZipFile(f, "a") as z:
+        for name, text in add.items():
+            z.writestr(name, text)
+    return f.getvalue()
+
+
+def link(name):
+    """A zip's entry that is a symbolic link."""
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "../evil",
+        f"pusht/{NAME}/../../../../evil",
+        "/evil",
+        "..\\evil",
+        "C:evil",
+        link(f"pusht/{NAME}/evil"),
+    ],
+    ids=str,
+)
+def test_evil_zip(tmp_path, server, task, entry):
+    to = tmp_path / "deep" / "er" / "to"
+    server.content = repacked(server.content, {entry: "/etc"})
+    refused(lambda: download.download(task, to), "not installed", "link or leads outside")
+    left = [p.name for p in (tmp_path / "deep").rglob("*")]
+    assert left == ["er", "to", f"{NAME}.zip.bad"]
+    assert not Path("/evil").exists()
+
+
+def test_absurd_and_foreign_zips(tmp_path, server, task, monkeypatch):
+    whole = server.content
+    for i, content in enumerate((b"PK not a zip", whole[:-30], repacked(b"", {"a.txt": "b"}))):
+        server.content = content
+        refused(lambda i=i: download.download(task, tmp_path / str(i)), "not installed")
+    monkeypatch.setattr(download, "LIMIT", len(whole) + 10)
+    server.content = repacked(whole, {f"{i}": "x" for i in range(2)})
+    refused(lambda: download.download(task, tmp_path / "long"), "not the archive")
+    monkeypatch.setattr(download, "LIMIT", len(server.content))
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("zeros", bytes(len(server.content) + 1))
+    server.content = (tmp_path / "bomb.zip").read_bytes()
+    refused(lambda: download.download(task, tmp_path / "bomb"), "would unpack")
+
+
+def test_too_many_files(tmp_path, task, monkeypatch):
+    monkeypatch.setattr(download, "MAX_FILES", 5)
+    refused(lambda: download.download(task, tmp_path / "to"), "would unpack", "5 files")
+
+
+# ---- Minari --------------------------------------------------------------------------------------
+
+
+def fake_minari(monkeypatch, fetch):
+    """A minari library whose download_dataset(name) is fetch(folder of the data set)."""
+    library = types.ModuleType("minari")
+
+    def download_dataset(name):
+        fetch(Path(os.environ["MINARI_DATASETS_PATH"], name))
+
+    library.download_dataset = download_dataset
+    monkeypatch.setitem(sys.modules, "minari", library)
+
+
+def test_download_minari(tmp_path, monkeypatch, capsys):
+    """The command has the library fetch, checks what is there at every call, prints its path."""
+    fake_minari(monkeypatch, lambda folder: folder.exists() or write_minari(folder))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "library"))
+    for to, args in (
+        (tmp_path / "library", []),
+        (tmp_path / "to", ["--to", str(tmp_path / "to")]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["data.py", "download", "hopper", *args])
+        for _ in range(2):
+            cli(data.main)
+            assert capsys.readouterr().out.strip() == str(to / HOPPER.minari)
+        assert len(data.load(HOPPER, to)) == 3
+    assert find(HOPPER) == to / HOPPER.minari
+    (to / HOPPER.minari / "data" / "main_data.hdf5").write_bytes(b"half")
+    refused(lambda: data.obtain(HOPPER), "damaged", "delete", "to download it again")
+    url = "http://127.0.0.1:9/x.zip"
+    refused(lambda: data.obtain(HOPPER, url=url), "--url", "leave it out")
+
+
+def test_download_minari_fails(tmp_path, monkeypatch):
+    to = tmp_path / "to"
+
+    def offline(folder):
+        raise ConnectionError("no network\nat all")
+
+    fake_minari(monkeypatch, offline)
+    words = (f"{HOPPER.minari}: download failed", "no network")
+    refused(lambda: download.download(HOPPER, to), *words)
+    fake_minari(monkeypatch, lambda folder: None)
+    refused(lambda: data.obtain(HOPPER, to), "no such file or folder")
+    monkeypatch.setitem(sys.modules, "minari", None)  # as if not installed
+    words = ('pip install "minari[hf]==0.5.4"', "requirements-extra.txt")
+    refused(lambda: download.download(HOPPER, to), *words)
+
+
+# ---- python data.py download ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        ("info . --task chess", "unknown task"),
+        ("info . --tas pusht", "unrecognized"),
+        ("info", "no pusht data"),
+        ("download pusht --url file:///etc/passwd", "not an http"),
+        ("download chess", "invalid choice"),
+        ("download pusht --to made.zip --url URL", "cannot write"),
+        ("download pusht --url URL?missing", "404"),
+    ],
+)
+def test_cli_arguments(tmp_path, monkeypatch, capsys, server, task, args, word):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "__file__", str(tmp_path / "download.py"))
+    monkeypatch.setattr(sys, "argv", ["data.py", *args.replace("URL", server.url).split()])
+    with pytest.raises(SystemExit) as e:
+        cli(data.main)
+    assert e.value.code == 2 and word in capsys.readouterr().err
+
+
+def test_cli_download(tmp_path, monkeypatch, capsys, server, task):
+    monkeypatch.setitem(data.TASKS, "pusht", task)
+    to = str(tmp_path / "to")
+    monkeypatch.setattr(sys, "argv", ["data.py", "download", "pusht", "--to", to])
+    cli(data.main)
+    assert capsys.readouterr().out.strip() == str(tmp_path / "to" / NAME)
+
+
+def test_cli_bad_input(tmp_path):
+    """One line on stderr and exit code 2, as a user sees it."""
+    args = ["download", "pusht", "--to", tmp_path, "--url", "http://127.0.0.1:9/x.zip"]
+    line = [sys.executable, ROOT / "data.py", *args]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: ") and "download failed" in done.stderr
