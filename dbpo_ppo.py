@@ -1,13 +1,12 @@
-"""Stage 2, DBPO: PPO with exact likelihoods on a pretrained one-step policy (arXiv 2604.03540, Eqs. 12-17, 43-57).
+"""Stage 2, DBPO: PPO with exact likelihoods on a pretrained one-step policy.
 
-  python dbpo_ppo.py --init ckpt.pt
-
-The checkpoint names its task. An action is drawn in two steps: a latent z ~ N(0, I), then a Gaussian around the chunk
-G(o, z). Given z the likelihood is that Gaussian's, exact, and p(z) cancels in PPO's ratio. Every iteration: collect,
-advantages, update. All likelihoods live in the normalised action space. What comes out is an ordinary policy that
-acts with its mean, one forward pass. The run folder gets ckpt.pt (last), best.pt, state.pt (for --resume), logs,
-curves.png.
+Source: arXiv 2604.03540, Eqs. 12-17, 43-57; the equations themselves are in dbpo_loss.py. The
+checkpoint names its task. Every iteration collects chunks with noise, computes advantages, and
+updates critic and actor. What comes out is an ordinary policy that acts with its mean, in one
+forward pass. The run folder gets ckpt.pt (the last policy), best.pt, state.pt (for --resume), logs
+and curves.png.
 """
+
 import copy
 import math
 import time
@@ -18,234 +17,243 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from envs import Simulators, task_named
-from evaluate import evaluate, line
-from policy import Actor, Policy, encode, entropy, log_prob
-from runs import (BadInput, Parser, Run, above_zero, check_device, cli, curves, flags_of, fresh_folder, load_state,
-                  save_torch)
+from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae, log_prob
+from envs import Simulators, defaults_of, task_named
+from evaluate import evaluate, line, log_score
+from policy import Policy
+from runs import (
+    BadInput,
+    Parser,
+    Run,
+    above_zero,
+    check_device,
+    cli,
+    curves,
+    flags_of,
+    fresh_folder,
+    load_state,
+    refuse_flags,
+    save_torch,
+)
 
-FREE_ON_RESUME = {"resume", "out", "init", "device", "threads", "iters", "save_every", "eval_every", "episodes",
-                  "one_process"}
-RAMP = 5                   # iterations in which the actor's learning rate rises to --lr
-CHOICE_SEED = 200_000      # first start seed of the evaluations that choose best.pt
-# What depends on the task: see --help for the meaning. Locomotion's are per chunk of 4 steps, Push-T's of 8.
-LOCOMOTION = dict(envs=32, chunks=128, iters=150, batch=1024, epochs=4, lr=5e-5, target_kl=0.06, sigma=0.1,
-                  sigma_range=(0.05, 0.2), gae_lambda=0.95, anchor=0.3, anchor_iters=50, bonus=0.0, shaping=0.0)
-DEFAULTS = {
-    "pusht": dict(envs=150, chunks=38, iters=100, batch=1425, epochs=2, lr=1e-4, target_kl=0.1, sigma=0.15,
-                  sigma_range=(0.04, 0.3), sigma_final=0.03, gae_lambda=0.5, anchor=0.05, anchor_iters=50, bonus=1.0,
-                  shaping=1.0),
-    "ant": {**LOCOMOTION, "lr": 2e-4, "sigma": 0.2, "sigma_range": (0.06, 0.5), "sigma_final": 0.05, "anchor": 0.05},
-    None: LOCOMOTION,
+RAMP = 5  # iterations in which the actor's learning rate rises to --lr (note 24)
+CHOICE_SEED = 200_000  # the first start seed of the evaluations that choose best.pt
+# The defaults of a task that has none of its own, per chunk of 4 steps.
+GENERAL = {
+    "num_envs": 32,
+    "num_steps": 128,
+    "num_iterations": 150,
+    "minibatch_size": 1024,
+    "update_epochs": 4,
+    "lr": 5e-5,
+    "target_kl": 0.06,
+    "sigma": 0.1,
+    "sigma_range": (0.05, 0.2),
+    "gae_lambda": 0.95,
+    "anchor": 0.3,
+    "anchor_iters": 50,
+    "success_bonus": 0.0,
+    "shaping": 0.0,
+}
+FREE_ON_RESUME = {
+    "resume",
+    "out",
+    "init",
+    "device",
+    "threads",
+    "num_iterations",
+    "save_every",
+    "eval_every",
+    "episodes",
+    "one_process",
 }
 
 
-def parse():
-    p = Parser(__doc__)
-    g = p.add_argument_group("policy")
-    g.add_argument("--init", help="Stage-1 (or Stage-2) checkpoint to improve; --resume with --out needs none")
-    g.add_argument("--task", help="refuse a checkpoint of any other task")
-    g.add_argument("--T-p", type=int, help="refuse a checkpoint with any other horizon T_p")
-    g.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
-    g.add_argument("--sigma", type=float, help="initial noise sigma, normalised action units (Eq. 44); by task")
-    g.add_argument("--sigma-range", type=float, nargs=2, metavar=("MIN", "MAX"), help="its bounds (Eq. 45); by task")
-    g.add_argument("--sigma-final", type=float, help="what --sigma, and its bounds by the same factor, shrink to, evenly in "
-                   "its logarithm; by task, else --sigma")
-    g.add_argument("--sigma-hold", type=float, default=0.5, help="share of the iterations before it shrinks")
-    g = p.add_argument_group("roll-out")
-    g.add_argument("--envs", type=int, help="simulators N; by task")
-    g.add_argument("--chunks", type=int, help="chunk steps S of each simulator an iteration; by task")
-    g.add_argument("--iters", type=int, help="iterations; by task")
-    g.add_argument("--gamma", type=float, default=0.99, help="discount per chunk")
-    g.add_argument("--inner-gamma", type=float, default=1.0, help="discount per primitive step inside a chunk")
-    g.add_argument("--bonus", type=float, help="reward for ending an episode by success; by task")
-    g.add_argument("--shaping", type=float, help="weight of the task's potential in the reward; 0: none; by task")
-    g.add_argument("--gae-lambda", type=float, help="lambda of GAE, per chunk; by task")
-    g.add_argument("--one-process", action="store_true", help="all simulators in this process")
-    g = p.add_argument_group("update (Eqs. 15-17)")
-    g.add_argument("--epochs", type=int, help="the actor's passes over the buffer an iteration; by task")
-    g.add_argument("--batch", type=int, help="samples of the actor's minibatches; by task")
-    g.add_argument("--lr", type=float, help="actor's learning rate at first; by task")
-    g.add_argument("--lr-final", type=float, default=0.1, help="its share that is left at the end, by a cosine")
-    g.add_argument("--critic-epochs", type=int, default=10, help="the critic's passes over the buffer")
-    g.add_argument("--critic-batch", type=int, default=256, help="samples of the critic's minibatches")
-    g.add_argument("--lr-critic", type=float, default=1e-3, help="critic's learning rate, same schedule")
-    g.add_argument("--clip", type=float, default=0.2, help="epsilon of the ratio's clip")
-    g.add_argument("--clip-value", type=float, default=0.0, help="clip of the value's change; 0: none")
-    g.add_argument("--target-kl", type=float, help="no further epoch once an epoch's KL is above; by task")
-    g.add_argument("--c-v", type=float, default=1.0, help="weight c_v of the value loss")
-    g.add_argument("--c-e", type=float, default=0.0, help="weight c_e of the entropy")
-    g.add_argument("--clip-grad", type=float, default=1.0, help="largest gradient norm, actor and critic each")
-    g.add_argument("--critic-warmup", type=int, default=4, help="first iterations, in which the actor does not move")
-    g.add_argument("--per-dimension", action="store_true",
-                   help="divide log-likelihoods by the number of coordinates, as the authors' release does; not exact")
-    g.add_argument("--anchor", type=float, help="weight lambda of the anchor at first (Eq. 17); 0: none; by task")
-    g.add_argument("--anchor-final", type=float, help="its weight after --anchor-iters; a tenth if not given")
-    g.add_argument("--anchor-iters", type=int, help="iterations in which it falls to that, linearly; by task")
-    g = p.add_argument_group("run")
-    g.add_argument("--seed", type=int, default=0, help="seed of episodes, latents, noise and minibatches")
-    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    g.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
-    g.add_argument("--out", help="run folder; runs/TASK-dbpo-seedSEED if not given")
-    g.add_argument("--resume", action="store_true", help="go on from state.pt in the run folder")
-    g.add_argument("--save-every", type=int, default=10, help="iterations between saves")
-    g.add_argument("--eval-every", type=int, default=10, help="iterations between evaluations; 0: only first and last")
-    g.add_argument("--episodes", type=int, help="episodes of an evaluation; 50, with point clouds 20, if not given")
-    g.add_argument("--calls", type=int, default=1, help="generator calls per action; above 1 only for bench.py's ratio")
-    return p.parse_args()
+# ---- the reward ---------------------------------------------------------------------------------
 
 
-# ---- roll-out ------------------------------------------------------------------------------------------------------
+def chunk_reward(rewards, before, score, gamma):
+    """The reward of a chunk from its primitive rewards (N, T_a), NaN after an end -> (N,).
 
-class Critic(nn.Module):
-    """V(o), with an encoder of its own that begins as the policy's: (B, T_o, obs_dim) -> (B,)."""
+    Where the task's score is a sum of rewards, it is their sum. Where it is the highest reward
+    reached, it is the reward's gain since the step before the chunk, before (N,), NaN at an
+    episode's start: the gains add up to the coverage at the end, and ending an episode by success
+    costs nothing (note 23). gamma discounts inside the chunk.
+    """
+    if score == "max":
+        rewards = np.diff(rewards, prepend=before[:, None])
+    return np.nansum(rewards * gamma ** np.arange(rewards.shape[1]), axis=1)
 
-    def __init__(self, policy, width=256):
-        super().__init__()
-        self.norm, self.encoder, C = copy.deepcopy(policy.norm_obs), copy.deepcopy(policy.encoder), policy.encoder.size
-        self.net = nn.Sequential(nn.Linear(C, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
-        self.to(policy.device)
 
-    def forward(self, obs):
-        return self.net(encode(obs, self.norm, self.encoder)).squeeze(-1)
+def reward_of(stepped, obs, task, args):
+    """What PPO is given for a chunk: (N,). stepped: envs.Stepped; obs: the observations before it.
+
+    The chunk's own reward, a bonus for ending an episode by success, and the task's potential as a
+    difference, which leaves the best policy the best (Ng, Harada and Russell, 1999).
+    """
+    reward = chunk_reward(stepped.rewards, stepped.before, task.score, args.inner_gamma)
+    reward += args.success_bonus * (stepped.terminated & stepped.success)
+    if args.shaping:
+        after = args.shaping * task.potential(latest(stepped.obs))
+        reward += args.gamma * after - args.shaping * task.potential(latest(obs))
+    return reward
+
+
+def latest(obs):
+    """The newest frame of observations {name: (N, T_o, ...)}."""
+    return {name: y[:, -1] for name, y in obs.items()}
+
+
+# ---- the roll-out -------------------------------------------------------------------------------
+
+
+def apply(f, tree):
+    """f of every tensor in a dict that may hold dicts, such as a buffer."""
+    return {k: apply(f, v) if isinstance(v, dict) else f(v) for k, v in tree.items()}
+
+
+def take(tree, i):
+    """The samples i (indices or a slice) of every tensor in a dict that may hold dicts."""
+    return apply(lambda v: v[i], tree)
+
+
+def leaves(tree):
+    """All tensors of a dict that may hold dicts."""
+    for v in tree.values():
+        if isinstance(v, dict):
+            yield from leaves(v)
+        else:
+            yield v
 
 
 def make_buffer(policy, S, N):
-    """The roll-out's tensors, float32, each number once; time first (S, N, ...)."""
-    sizes = {"obs": (policy.T_o, policy.obs_dim), "z": (policy.T_p, policy.D_a), "a": (policy.T_a, policy.D_a),
-             "ran": (policy.T_a,), "anchor": (policy.T_p, policy.D_a), "log_prob": (), "reward": (), "next_value": (),
-             "ended": ()}
-    return {k: torch.zeros(S, N, *size, device=policy.device) for k, size in sizes.items()}
+    """The tensors of a roll-out, each number once, time first (S, N, ...); pictures stay uint8."""
+
+    def zeros(*size, dtype=torch.float32):
+        return torch.zeros(S, N, *size, dtype=dtype, device=policy.device)
+
+    obs = {
+        name: zeros(policy.T_o, *spec["shape"], dtype=getattr(torch, spec["dtype"]))
+        for name, spec in policy.specs.items()
+    }
+    return {
+        "obs": obs,
+        "z": zeros(policy.T_p, policy.D_a),
+        "a": zeros(policy.T_a, policy.D_a),
+        "ran": zeros(policy.T_a),
+        "anchor": zeros(policy.T_p, policy.D_a),
+        "log_prob": zeros(),
+        "reward": zeros(),
+        "next_value": zeros(),
+        "ended": zeros(),
+    }
 
 
 @torch.no_grad()
-def collect(actor, critic, frozen, sims, buffer, generator, piece):
-    """Fill the buffer (Eq. 47): z, then a, both kept; only what goes to the environment is clipped.
+def collect(actor, critic, frozen, sims, buffer, task, args, generator):
+    """Fill the buffer (Eq. 47): z, then a, both kept; only what the simulator gets is clipped.
 
-    frozen (or None) gives the anchor's means, once per transition, `piece` at a time. next_value: V of the
-    observation that followed, the true one where an episode was truncated, 0 where it terminated. Returns the
-    scores of the episodes that ended and the seconds spent in the simulator.
+    frozen: the Stage-1 policy that gives the anchor's chunks, or None. Returns the scores of the
+    episodes that ended, and the seconds spent in the simulator.
     """
-    policy, device, scores, sim_s, true_last = actor.policy, actor.policy.device, [], 0.0, []
-    low, high = sims.env.single_action_space.low, sims.env.single_action_space.high
-    to = lambda x: torch.as_tensor(x, dtype=torch.float32, device=device)
-    for t in range(len(buffer["obs"])):
-        obs = to(sims.obs)
-        z = policy.latent(len(obs), generator=generator)
+    policy = actor.policy
+    low = sims.env.single_action_space.low
+    high = sims.env.single_action_space.high
+    scores = []
+    truncated_at = []  # (t, n, observation): where an episode was cut off and what was seen last
+    simulator_s = 0.0
+
+    def numbers(x):
+        return torch.as_tensor(x, dtype=torch.float32, device=policy.device)
+
+    for t in range(len(buffer["z"])):
+        before = sims.obs
+        obs = policy.tensors(before)
+        z = policy.latent(len(sims.seeds), generator=generator)
         mu, log_sigma = actor(obs, z)
         mu = policy.executed(mu)
-        noise = torch.randn(mu.shape, device=device, generator=generator)
-        a = mu + log_sigma.exp() * noise
+        noise = torch.randn(mu.shape, device=policy.device, generator=generator)
+        a = mu + log_sigma.exp() * noise  # Eqs. 12, 46
         chunk = np.clip(policy.norm_action.inverse(a).cpu().numpy(), low, high)
         t0 = time.perf_counter()
-        reward, ran, last_obs, terminated, truncated, ended_scores = sims.step(chunk)
-        sim_s += time.perf_counter() - t0
-        ran = to(ran)
-        row = {"obs": obs, "z": z, "a": a, "ran": ran, "log_prob": log_prob(a, mu, log_sigma, ran),
-               "reward": to(reward), "ended": to(terminated | truncated)}
-        for k, v in row.items():
-            buffer[k][t] = v
-        scores.extend(ended_scores)
-        cut = np.flatnonzero(truncated & ~terminated)
-        true_last += [(t, n, last_obs[n]) for n in cut]
-    buffer["value"] = torch.cat([critic(o) for o in buffer["obs"].flatten(0, 1).split(piece)]).view_as(buffer["reward"])
-    buffer["next_value"] = torch.cat([buffer["value"][1:], critic(to(sims.obs))[None]]) * (1 - buffer["ended"])
-    if true_last:
-        t, n, o = zip(*true_last)
-        buffer["next_value"][list(t), list(n)] = critic(to(np.stack(o)))
+        stepped = sims.step(chunk)
+        simulator_s += time.perf_counter() - t0
+
+        ran = numbers(stepped.ran)
+        for name, y in obs.items():
+            buffer["obs"][name][t] = y
+        buffer["z"][t] = z
+        buffer["a"][t] = a
+        buffer["ran"][t] = ran
+        buffer["log_prob"][t] = log_prob(a, mu, log_sigma, ran)
+        buffer["reward"][t] = numbers(reward_of(stepped, before, task, args))
+        buffer["ended"][t] = numbers(stepped.terminated | stepped.truncated)
+        scores.extend(stepped.scores)
+        for n in np.flatnonzero(stepped.truncated & ~stepped.terminated):
+            truncated_at.append((t, n, {name: y[n] for name, y in stepped.obs.items()}))
+
+    add_values(buffer, critic, policy, sims.obs, truncated_at, args.minibatch_size)
     if frozen is not None:
-        pairs = zip(*(buffer[k].flatten(0, 1).split(piece) for k in ("obs", "z")))
-        buffer["anchor"].flatten(0, 1).copy_(torch.cat([frozen(o, z) for o, z in pairs]))
-    return scores, sim_s
+        add_anchor(buffer, frozen, args.minibatch_size)
+    return scores, simulator_s
 
 
-class ReturnScale:
-    """Running standard deviation of the discounted return, which rewards are divided by."""
-
-    def __init__(self, n, gamma, state=None):
-        self.gamma, self.running = gamma, np.zeros(n)
-        self.count, self.mean, self.square = 0, 0.0, 0.0
-        if state:
-            self.running = state["running"].numpy()
-            self.count, self.mean, self.square = (state[k] for k in ("count", "mean", "square"))
-
-    def state(self):
-        return {"running": torch.from_numpy(self.running.copy()), "count": self.count, "mean": self.mean,
-                "square": self.square}
-
-    def update(self, reward, ended):
-        """reward, ended (S, N) -> the standard deviation now, > 0."""
-        seen = np.empty(reward.shape)
-        for t, (r, e) in enumerate(zip(reward, ended)):
-            self.running = seen[t] = self.gamma * self.running + r
-            self.running = self.running * (1 - e)
-        n, delta = self.count + seen.size, seen.mean() - self.mean            # Chan's merge of two samples
-        self.square += ((seen - seen.mean()) ** 2).sum().item() + delta.item() ** 2 * self.count * seen.size / n
-        self.mean, self.count = self.mean + delta.item() * seen.size / n, n
-        return max(math.sqrt(self.square / self.count), 1e-6)
+def pieces(tree, size):
+    """A buffer's samples, flattened over time and simulators, `size` at a time."""
+    flat = apply(lambda v: v.flatten(0, 1), tree)
+    for start in range(0, len(next(leaves(flat))), size):
+        yield take(flat, slice(start, start + size))
 
 
-def gae(reward, value, next_value, ended, gamma, lam):
-    """Generalised advantages, all (S, N). ended (terminated or truncated) cuts the trace; what an end is worth is
-    next_value's to say (0 or a bootstrap)."""
-    delta, advantage, last = reward + gamma * next_value - value, torch.empty_like(reward), torch.zeros_like(reward[0])
-    for t in reversed(range(len(reward))):
-        advantage[t] = last = delta[t] + gamma * lam * (1 - ended[t]) * last
-    return advantage
+def add_values(buffer, critic, policy, obs_after, truncated_at, size):
+    """Fill in V of every observation, and of the one that followed (note 22).
 
-
-# ---- update --------------------------------------------------------------------------------------------------------
-
-def actor_loss(actor, b, args, anchor):
-    """Eqs. 14-17, 49-55 without the value term, on a minibatch b -> loss, and detached figures.
-
-    The ratio takes the stored z, so that p(z) cancels. anchor: the weight lambda now.
+    next_value is 0 where an episode terminated, and the value of its true last observation where it
+    was truncated. obs_after: what is seen after the last step.
     """
-    mu, log_sigma = actor(b["obs"], b["z"])
-    new = log_prob(b["a"], actor.policy.executed(mu), log_sigma, b["ran"])
-    log_ratio = new - b["log_prob"]
-    if args.per_dimension:
-        log_ratio = log_ratio / (b["ran"].sum(-1) * actor.policy.D_a)
-    ratio = log_ratio.exp()
-    A = b["advantage"]
-    surrogate = torch.min(ratio * A, ratio.clamp(1 - args.clip, 1 + args.clip) * A).mean()
-    bonus = entropy(log_sigma, b["ran"]).mean()
-    pull = (mu - b["anchor"]).square().sum((-2, -1)).mean() if anchor else torch.zeros((), device=mu.device)
-    with torch.no_grad():
-        figures = {"kl": (ratio - 1 - log_ratio).mean(), "clipped": ((ratio - 1).abs() > args.clip).float().mean(),
-                   "entropy": bonus.detach(), "anchor": pull.detach(), "sigma": log_sigma.exp().mean(),
-                   "off": (ratio - 1).abs().max()}
-    return -surrogate - args.c_e * bonus + anchor * pull, figures
+    values = [critic(piece) for piece in pieces(buffer["obs"], size)]
+    buffer["value"] = torch.cat(values).view_as(buffer["reward"])
+    after = critic(policy.tensors(obs_after))[None]
+    buffer["next_value"] = torch.cat([buffer["value"][1:], after]) * (1 - buffer["ended"])
+    if truncated_at:
+        t, n, seen = zip(*truncated_at)
+        last = {name: np.stack([obs[name] for obs in seen]) for name in seen[0]}
+        buffer["next_value"][list(t), list(n)] = critic(policy.tensors(last))
 
 
-def critic_loss(critic, b, args):
-    """1/2 (V - R)^2 (Eq. 52), its change clipped by flag -> loss, and it detached."""
-    value = critic(b["obs"])
-    loss = (value - b["return"]).square()
-    if args.clip_value:
-        near = b["value"] + (value - b["value"]).clamp(-args.clip_value, args.clip_value)
-        loss = torch.max(loss, (near - b["return"]).square())
-    loss = 0.5 * args.c_v * loss.mean()
-    return loss, {"value_loss": loss.detach()}
+def add_anchor(buffer, frozen, size):
+    """Fill in the chunks of the frozen policy for the same observations and latents (Eq. 54)."""
+    tree = {"obs": buffer["obs"], "z": buffer["z"]}
+    chunks = [frozen(piece["obs"], piece["z"]) for piece in pieces(tree, size)]
+    buffer["anchor"].flatten(0, 1).copy_(torch.cat(chunks))
 
 
-def update(module, opt, loss_of, buffer, *, epochs, batch, clip_grad, generator, target_kl=math.inf):
-    """Epochs of minibatches over the buffer, actor or critic; stops after an epoch whose KL exceeds the target.
+# ---- the update ---------------------------------------------------------------------------------
 
-    loss_of maps a minibatch to (loss, detached figures). Nothing is copied to the host but once an epoch. Returns the
-    figures' means over the last epoch, those of the first minibatch, before any step, and the number of epochs.
+
+def update(
+    module, opt, loss_of, buffer, *, epochs, batch, max_grad_norm, generator, target_kl=math.inf
+):
+    """Epochs of minibatches over the buffer, for the actor or the critic.
+
+    loss_of maps a minibatch to (loss, detached figures). It stops after an epoch whose KL exceeds
+    target_kl. Figures are copied to the host once an epoch. Returns their means over the last
+    epoch, those of the first minibatch, before any step, and the number of epochs.
     """
-    flat, first = {k: v.flatten(0, 1) for k, v in buffer.items()}, None
+    flat = apply(lambda v: v.flatten(0, 1), buffer)
+    n = len(flat["z"])
+    first = None
     for done in range(1, epochs + 1):
         seen = []
-        for i in torch.randperm(len(flat["obs"]), device=flat["obs"].device, generator=generator).split(batch):
-            loss, now = loss_of({k: v[i] for k, v in flat.items()})
+        for i in torch.randperm(n, device=flat["z"].device, generator=generator).split(batch):
+            loss, now = loss_of(take(flat, i))
             loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), clip_grad)
+            nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
             opt.step()
             opt.zero_grad(set_to_none=True)
             seen.append(torch.stack(list(now.values())))
-        first = seen[0] if first is None else first
+        if first is None:
+            first = seen[0]
         if done == epochs or target_kl < math.inf:
             figures = dict(zip(now, torch.stack(seen).mean(0).tolist()))
             if figures.get("kl", 0) > target_kl:
@@ -253,156 +261,590 @@ def update(module, opt, loss_of, buffer, *, epochs, batch, clip_grad, generator,
     return figures, dict(zip(now, first.tolist())), done
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
+def advantages(buffer, scale, args):
+    """Scale the rewards, fill in returns and normalised advantages. Returns two figures."""
+    ended = buffer["ended"]
+    std = scale.update(buffer["reward"].cpu().numpy(), ended.cpu().numpy())
+    buffer["reward"] /= std  # note 11
+    advantage = gae(
+        buffer["reward"],
+        buffer["value"],
+        buffer["next_value"],
+        ended,
+        args.gamma,
+        args.gae_lambda,
+    )
+    buffer["return"] = advantage + buffer["value"]
+    buffer["advantage"] = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    left = (buffer["return"] - buffer["value"]).var()
+    explained = 1 - left / buffer["return"].var().clamp_min(1e-12)
+    return {"explained": explained.item(), "reward_scale": std}
+
+
+# ---- schedules ----------------------------------------------------------------------------------
+
+
+def anchor_weight(it, args):
+    """The anchor's weight lambda at an iteration: it falls linearly, then stays (note 13)."""
+    part = min(it / args.anchor_iters, 1.0)
+    return args.anchor + part * (args.anchor_final - args.anchor)
+
+
+def learning_rates(it, args):
+    """The critic's and the actor's learning rates: a cosine; the actor's rises first (note 24)."""
+    cosine = 0.5 * (1 + math.cos(math.pi * it / args.num_iterations))
+    factor = args.lr_final + (1 - args.lr_final) * cosine
+    ramp = min(max(it - args.critic_warmup + 1, 0) / RAMP, 1.0)
+    return args.lr_critic * factor, args.lr * factor * ramp
+
+
+def noise_shift(it, args):
+    """What is added to log sigma: 0, then evenly down to log(sigma_final / sigma) (note 12)."""
+    share = max(it / args.num_iterations - args.sigma_hold, 0) / (1 - args.sigma_hold)
+    return share * math.log(args.sigma_final / args.sigma)
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+class Training:
+    """Everything that --resume brings back, and the run folder that it is kept in."""
+
+    def __init__(self, args, policy, task):
+        self.args = args
+        self.task = task
+        self.policy = policy
+        self.frozen = copy.deepcopy(policy).requires_grad_(False)  # theta_0 of Eq. 16
+        self.actor = Actor(policy, args.sigma, args.sigma_range)
+        self.critic = Critic(policy)
+        self.modules = {"actor": self.actor, "critic": self.critic, "frozen": self.frozen}
+        self.opt_critic = torch.optim.Adam(self.critic.parameters(), eps=1e-5, fused=True)
+        self.opt_actor = torch.optim.Adam(self.actor.parameters(), eps=1e-5, fused=True)
+        self.it = 0
+        self.env_steps = 0
+        self.minutes = 0.0
+        self.best = -math.inf
+        state = self.restored() if args.resume else {"episodes": None, "scale": None}
+        self.sims = Simulators(
+            task,
+            args.num_envs,
+            T_o=policy.T_o,
+            T_a=policy.T_a,
+            workers=not args.one_process,
+            seed=args.seed,
+            state=state["episodes"],
+        )
+        self.scale = ReturnScale(args.num_envs, args.gamma, state["scale"])
+        self.buffer = make_buffer(policy, args.num_steps, args.num_envs)
+        self.out = Path(args.out)
+        self.flags = flags_of(args)
+        self.run = Run(self.out, self.flags, resume_step=self.env_steps if args.resume else None)
+        self.announce()
+        self.bar = tqdm(
+            initial=self.it, total=args.num_iterations, unit="iteration", dynamic_ncols=True
+        )
+
+    def restored(self):
+        """Bring modules, optimisers and counters back from state.pt; returns all of it."""
+        needs = {"iteration", "env_steps", "minutes", "best", "episodes", "scale", "opts"}
+        state = load_state(self.args, "cpu", needs | set(self.modules), FREE_ON_RESUME)
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
+        for opt, saved in zip((self.opt_critic, self.opt_actor), state["opts"]):
+            opt.load_state_dict(saved)
+        self.it = state["iteration"]
+        self.env_steps = state["env_steps"]
+        self.minutes = state["minutes"]
+        self.best = state["best"]
+        return state
+
+    def announce(self):
+        """Print what is trained, and how large the buffer is."""
+        args = self.args
+        megabytes = sum(v.nbytes for v in leaves(self.buffer)) / 1e6
+        parameters = sum(p.numel() for p in self.actor.parameters()) / 1e6
+        print(
+            f"{self.task.name}: {args.init}, {parameters:.1f} M parameters, {args.num_envs} x "
+            f"{args.num_steps} chunk steps an iteration ({megabytes:.1f} MB), {args.device}, "
+            f"{self.out}"
+        )
+
+    def save(self):
+        """Write ckpt.pt and state.pt."""
+        self.policy.save(self.out / "ckpt.pt", flags=self.flags, step=self.env_steps)
+        state = {
+            "iteration": self.it,
+            "env_steps": self.env_steps,
+            "minutes": self.minutes,
+            "best": self.best,
+            "episodes": self.sims.state(),
+            "scale": self.scale.state(),
+            "flags": self.flags,
+            "opts": [self.opt_critic.state_dict(), self.opt_actor.state_dict()],
+        }
+        for name, module in self.modules.items():
+            state[name] = module.state_dict()
+        save_torch(self.out / "state.pt", state)
+
+    def evaluated(self, **kw):
+        """The score of the policy as it would be deployed: its mean, without noise."""
+        workers = not self.args.one_process
+        return evaluate(self.policy.eval(), self.task, self.args.episodes, workers=workers, **kw)[0]
+
+    def choose(self):
+        """Evaluate on the starts that choose, log it, and keep the best policy as best.pt."""
+        result = self.evaluated(start_seed=CHOICE_SEED)
+        log_score(self.run, self.env_steps, result, minutes=self.minutes, iteration=self.it)
+        self.bar.write(
+            f"iteration {self.it}, {self.env_steps} steps, {self.minutes:.1f} min: {line(result)}"
+        )
+        if result["score"] > self.best:
+            self.best = result["score"]
+            self.policy.save(self.out / "best.pt", flags=self.flags, step=self.env_steps)
+
+    def finish(self):
+        """Score the last policy on the standard starts, draw the curves, print the last line."""
+        self.bar.close()
+        self.sims.env.close()
+        result = self.evaluated()
+        if not any("final_score" in row for row in self.run.rows):
+            final = {f"final_{k}": result[k] for k in ("score", "success") if k in result}
+            self.run.log(self.env_steps, **final)
+        self.run.close()
+        curves(self.run, self.out / "curves.png", PANELS, x="environment steps")
+        print(
+            f"{line(result)}  {self.env_steps} environment steps, {self.minutes:.1f} min of "
+            f"training  {self.out}/ckpt.pt"
+        )
+
+
+PANELS = [
+    ("score, evaluation", ["score"], "linear"),
+    ("score, training episodes", ["return"], "linear"),
+    ("KL of an update", ["kl"], "linear"),
+    ("clipped share", ["clipped"], "linear"),
+    ("explained variance", ["explained"], "linear"),
+    ("sigma", ["sigma"], "linear"),
+    ("squared distance to the anchor", ["anchor"], "linear"),
+    ("learning rate", ["lr"], "linear"),
+]
+
+
+def iterate(run, generator):
+    """One iteration: collect, advantages, update of the critic, update of the actor.
+
+    run: a Training. Returns the figures of the iteration.
+    """
+    args = run.args
+    clock = time.perf_counter()
+    generator.manual_seed(args.seed * 10_000_019 + run.it)  # all noise depends on `it`: resume
+    anchor = anchor_weight(run.it, args)
+    lr_critic, lr = learning_rates(run.it, args)
+    run.opt_critic.param_groups[0]["lr"] = lr_critic
+    run.opt_actor.param_groups[0]["lr"] = lr
+    run.actor.shift = noise_shift(run.it, args)
+
+    frozen = run.frozen if anchor else None
+    scores, simulator_s = collect(
+        run.actor, run.critic, frozen, run.sims, run.buffer, run.task, args, generator
+    )
+    figures = advantages(run.buffer, run.scale, args)
+    rollout_s = time.perf_counter() - clock
+
+    shared = {"max_grad_norm": args.max_grad_norm, "generator": generator}
+    fitted, _, _ = update(
+        run.critic,
+        run.opt_critic,
+        lambda b: critic_loss(run.critic, b, args),
+        run.buffer,
+        epochs=args.critic_epochs,
+        batch=args.critic_minibatch_size,
+        **shared,
+    )
+    figures.update(fitted)
+    if run.it >= args.critic_warmup:
+        last, first, epochs = update(
+            run.actor,
+            run.opt_actor,
+            lambda b: actor_loss(run.actor, b, args, anchor),
+            run.buffer,
+            epochs=args.update_epochs,
+            batch=args.minibatch_size,
+            target_kl=args.target_kl,
+            **shared,
+        )
+        figures.update(last, off=first["off"], epochs=epochs)  # off: before any step, so about 0
+
+    seconds = time.perf_counter() - clock
+    steps = run.buffer["ran"].sum().item()
+    run.it += 1
+    run.env_steps += int(steps)
+    run.minutes += seconds / 60
+    if scores:
+        figures["return"] = float(np.mean(scores))
+    return {
+        "minutes": run.minutes,
+        "iteration": run.it,
+        "lambda": anchor,
+        "lr": lr,
+        "sim_s": simulator_s,
+        "rollout_s": rollout_s,
+        "update_s": seconds - rollout_s,
+        "steps_per_s": steps / seconds,
+        **figures,
+    }
+
+
+def train(args):
+    """Improve a policy as the flags say; the run folder is args.out."""
+    policy, task = resolve(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    run = Training(args, policy, task)
+    generator = torch.Generator(args.device)
+    if run.it == 0:
+        run.choose()
+    while run.it < args.num_iterations:
+        now = iterate(run, generator)
+        run.run.log(run.env_steps, **now)
+        run.bar.update()
+        shown = ("return", "kl", "clipped", "explained", "steps_per_s")
+        run.bar.set_postfix({k: f"{now[k]:.3g}" for k in shown if k in now})
+        if args.eval_every and run.it % args.eval_every == 0:
+            run.choose()
+        if run.it % args.save_every == 0 or run.it == args.num_iterations:
+            run.save()
+    run.finish()
+
+
+# ---- flags --------------------------------------------------------------------------------------
+
+
+def parse(argv=None):
+    """The flags of this script."""
+
+    def by_task(flag):
+        return defaults_of(flag, "stage2")
+
+    p = Parser(
+        __doc__,
+        examples=[
+            "python dbpo_ppo.py --init runs/pusht-dbp-seed0/ckpt.pt",
+            "python dbpo_ppo.py --init runs/hopper-dbp-seed0/ckpt.pt --anchor 0 --out runs/free",
+        ],
+    )
+    g = p.add_argument_group("policy")
+    g.add_argument(
+        "--init",
+        metavar="CKPT",
+        help="the Stage-1 (or Stage-2) checkpoint to improve; --resume with --out needs none",
+    )
+    g.add_argument("--task", help="refuse a checkpoint of any other task")
+    g.add_argument(
+        "--T-p",
+        type=int,
+        metavar="STEPS",
+        help="refuse a checkpoint with any other horizon T_p",
+    )
+    g.add_argument(
+        "--T-a",
+        type=int,
+        metavar="STEPS",
+        help="executed steps T_a, instead of the checkpoint's",
+    )
+    g.add_argument(
+        "--sigma",
+        type=float,
+        help=f"initial noise sigma, normalised action units (Eq. 44) {by_task('sigma')}",
+    )
+    g.add_argument(
+        "--sigma-range",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help=f"the bounds of sigma (Eq. 45) {by_task('sigma_range')}",
+    )
+    g.add_argument(
+        "--sigma-final",
+        type=float,
+        metavar="SIGMA",
+        help="what --sigma, and its bounds by the same factor, shrink to, evenly in the logarithm; "
+        f"None: they stay {by_task('sigma_final')}",
+    )
+    g.add_argument(
+        "--sigma-hold",
+        type=float,
+        metavar="SHARE",
+        help="the share of the iterations before the noise shrinks; 0.5 if not given",
+    )
+
+    g = p.add_argument_group("roll-out")
+    g.add_argument("--num-envs", type=int, metavar="N", help=f"simulators {by_task('num_envs')}")
+    g.add_argument(
+        "--num-steps",
+        type=int,
+        metavar="S",
+        help=f"chunk steps of each simulator an iteration {by_task('num_steps')}",
+    )
+    g.add_argument(
+        "--num-iterations",
+        type=int,
+        metavar="N",
+        help=f"iterations of roll-out and update {by_task('num_iterations')}",
+    )
+    g.add_argument("--gamma", type=float, default=0.99, help="discount per chunk")
+    g.add_argument(
+        "--inner-gamma",
+        type=float,
+        default=1.0,
+        help="discount per primitive step inside a chunk",
+    )
+    g.add_argument(
+        "--success-bonus",
+        type=float,
+        help=f"reward for ending an episode by success {by_task('success_bonus')}",
+    )
+    g.add_argument(
+        "--shaping",
+        type=float,
+        help=f"weight of the task's potential in the reward; 0: none {by_task('shaping')}",
+    )
+    g.add_argument(
+        "--gae-lambda",
+        type=float,
+        help=f"lambda of GAE, per chunk {by_task('gae_lambda')}",
+    )
+    g.add_argument("--one-process", action="store_true", help="keep all simulators in this process")
+
+    g = p.add_argument_group("update (Eqs. 15-17)")
+    g.add_argument(
+        "--update-epochs",
+        type=int,
+        metavar="N",
+        help=f"the actor's passes over the buffer an iteration {by_task('update_epochs')}",
+    )
+    g.add_argument(
+        "--minibatch-size",
+        type=int,
+        metavar="N",
+        help=f"samples of the actor's minibatches {by_task('minibatch_size')}",
+    )
+    g.add_argument("--lr", type=float, help=f"the actor's learning rate at first {by_task('lr')}")
+    g.add_argument(
+        "--lr-final",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="the share of the learning rates that is left at the end, by a cosine",
+    )
+    g.add_argument(
+        "--critic-epochs",
+        type=int,
+        default=10,
+        metavar="N",
+        help="the critic's passes over the buffer",
+    )
+    g.add_argument(
+        "--critic-minibatch-size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="samples of the critic's minibatches",
+    )
+    g.add_argument(
+        "--lr-critic",
+        type=float,
+        default=1e-3,
+        help="the critic's learning rate, with the same schedule",
+    )
+    g.add_argument(
+        "--clip-coef", type=float, default=0.2, help="epsilon of the ratio's clip (Eq. 15)"
+    )
+    g.add_argument(
+        "--clip-value", type=float, default=0.0, help="clip of the value's change; 0: none"
+    )
+    g.add_argument(
+        "--target-kl",
+        type=float,
+        help=f"no further epoch once an epoch's KL is above {by_task('target_kl')}",
+    )
+    g.add_argument(
+        "--vf-coef", type=float, default=1.0, help="weight c_v of the value loss (Eq. 52)"
+    )
+    g.add_argument("--ent-coef", type=float, default=0.0, help="weight c_e of the entropy (Eq. 53)")
+    g.add_argument(
+        "--max-grad-norm",
+        type=float,
+        default=1.0,
+        help="the largest gradient norm, of actor and critic each",
+    )
+    g.add_argument(
+        "--critic-warmup",
+        type=int,
+        default=4,
+        metavar="N",
+        help="the first iterations, in which the actor does not move",
+    )
+    g.add_argument(
+        "--per-dimension",
+        action="store_true",
+        help="divide log-likelihoods by the number of coordinates, as the authors' release does; "
+        "the ratio is then not the policy's",
+    )
+    g.add_argument(
+        "--anchor",
+        type=float,
+        metavar="LAMBDA",
+        help=f"the anchor's weight at first (Eq. 17); 0: none {by_task('anchor')}",
+    )
+    g.add_argument(
+        "--anchor-final",
+        type=float,
+        metavar="LAMBDA",
+        help="its weight after --anchor-iters; a tenth of --anchor if not given",
+    )
+    g.add_argument(
+        "--anchor-iters",
+        type=int,
+        metavar="N",
+        help=f"iterations in which it falls to that, linearly {by_task('anchor_iters')}",
+    )
+
+    g = p.add_argument_group("run")
+    g.add_argument(
+        "--seed", type=int, default=0, help="seed of episodes, latents, noise and minibatches"
+    )
+    g.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device"
+    )
+    g.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
+    g.add_argument("--out", metavar="DIR", help="run folder; runs/TASK-dbpo-seedSEED if not given")
+    g.add_argument("--resume", action="store_true", help="go on from state.pt in the run folder")
+    g.add_argument(
+        "--save-every", type=int, default=10, metavar="N", help="iterations between saves"
+    )
+    g.add_argument(
+        "--eval-every",
+        type=int,
+        default=10,
+        metavar="N",
+        help="iterations between evaluations; 0: only the first and the last",
+    )
+    g.add_argument(
+        "--episodes", type=int, help=f"episodes of an evaluation {defaults_of('episodes')}"
+    )
+    return p.parse_args(argv)
+
 
 def resolve(args):
-    """Load the policy, fill the flags whose default depends on its task, check the rest. Returns policy and task."""
+    """Load the policy, fill the flags whose default depends on its task, check the rest.
+
+    Returns the policy and its task. Raises BadInput.
+    """
     check_device(args.device)
+    policy, task = policy_and_task(args)
+    fill_defaults(args, task)
+    args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
+    check_ranges(args, task)
+    args.sigma_range = list(args.sigma_range)
+    fresh_folder(args)
+    return policy, task
+
+
+def policy_and_task(args):
+    """The checkpoint's policy and its task. Raises BadInput if Stage 2 cannot take it."""
     if args.resume and args.out and not args.init:
         args.init = str(Path(args.out) / "ckpt.pt")
     if not args.init:
         raise BadInput("--init is missing: give the ckpt.pt of a Stage-1 run")
     policy, _ = Policy.load(args.init, args.device, task=args.task)
     task = task_named(policy.task)
+    policy.check_task(task, args.init)
     if policy.method not in ("dbp", "bc"):
-        raise BadInput(f"{args.init} was trained by --method {policy.method}: Stage 2 improves a one-step policy, dbp")
+        raise BadInput(
+            f"{args.init} was trained by --method {policy.method}: "
+            "Stage 2 improves a one-step policy, dbp"
+        )
     if args.T_p not in (None, policy.T_p):
-        raise BadInput(f"{args.init} has T_p {policy.T_p}, not {args.T_p}: pass a checkpoint of that horizon")
+        raise BadInput(
+            f"{args.init} has T_p {policy.T_p}, not {args.T_p}: pass a checkpoint of that horizon"
+        )
     policy.set_executed(args.T_a or policy.T_a)
-    args.task, args.T_p, args.T_a = task.name, policy.T_p, policy.T_a
-    for k, v in DEFAULTS.get(task.name, DEFAULTS[None]).items():
-        setattr(args, k, v if getattr(args, k) is None else getattr(args, k))
-    args.anchor_final = 0.1 * args.anchor if args.anchor_final is None else args.anchor_final
-    args.sigma_final = args.sigma if args.sigma_final is None else args.sigma_final
-    args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
-    above_zero(args, "T_a", "sigma", "sigma_range", "sigma_final", "envs", "chunks", "iters", "epochs", "batch",
-               "critic_epochs", "critic_batch", "lr", "lr_critic", "clip", "target_kl", "clip_grad",
-               "anchor_iters", "threads", "save_every", "episodes", "calls")
-    for k in ("seed", "lr_final", "clip_value", "c_v", "c_e", "bonus", "shaping", "critic_warmup", "anchor",
-              "anchor_final", "eval_every"):
+    args.task = task.name
+    args.T_p = policy.T_p
+    args.T_a = policy.T_a
+    return policy, task
+
+
+def fill_defaults(args, task):
+    """Give the task's flags their defaults; refuse flags that have no use with the others."""
+    defaults = {**GENERAL, **task.stage2}
+    if task.score == "sum" and args.success_bonus:
+        raise BadInput(f"--success-bonus: {task.name} knows no success, leave it out")
+    if args.shaping and not task.potential:
+        raise BadInput(f"--shaping: {task.name} has no potential, leave it out")
+    if args.anchor == 0:
+        refuse_flags(args, ("anchor_final", "anchor_iters"), "--anchor 0")
+    for k, value in defaults.items():
+        if getattr(args, k) is None:
+            setattr(args, k, value)
+    if args.anchor_final is None:
+        args.anchor_final = 0.1 * args.anchor
+    if args.sigma_final is None:
+        refuse_flags(args, ("sigma_hold",), "a noise that stays (no --sigma-final)")
+        args.sigma_final = args.sigma
+    if args.sigma_hold is None:
+        args.sigma_hold = 0.5
+
+
+def check_ranges(args, task):
+    """Refuse numbers that mean nothing. Raises BadInput."""
+    above_zero(
+        args,
+        "T_a",
+        "sigma",
+        "sigma_range",
+        "sigma_final",
+        "num_envs",
+        "num_steps",
+        "num_iterations",
+        "update_epochs",
+        "minibatch_size",
+        "critic_epochs",
+        "critic_minibatch_size",
+        "lr",
+        "lr_critic",
+        "clip_coef",
+        "target_kl",
+        "max_grad_norm",
+        "anchor_iters",
+        "threads",
+        "save_every",
+        "episodes",
+    )
+    for k in (
+        "seed",
+        "lr_final",
+        "clip_value",
+        "vf_coef",
+        "ent_coef",
+        "success_bonus",
+        "shaping",
+        "critic_warmup",
+        "anchor",
+        "anchor_final",
+        "eval_every",
+    ):
         if not 0 <= getattr(args, k) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
     if not 0 <= args.sigma_hold < 1:
         raise BadInput("--sigma-hold must lie in [0, 1)")
     if not all(0 <= x <= 1 for x in (args.gamma, args.inner_gamma, args.gae_lambda)):
         raise BadInput("--gamma, --inner-gamma and --gae-lambda must lie in [0, 1]")
-    if args.shaping and not task.potential:
-        raise BadInput(f"--shaping: {task.name} has no potential in envs.py, leave it at 0")
-    if not args.sigma_range[0] < args.sigma < args.sigma_range[1]:
-        raise BadInput(f"--sigma {args.sigma} must lie inside --sigma-range {args.sigma_range}")
-    args.sigma_range = list(args.sigma_range)
-    fresh_folder(args)
-    return policy, task
-
-
-def train(args):
-    policy, task = resolve(args)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    frozen = copy.deepcopy(policy).requires_grad_(False)                      # theta_0 of Eq. 16
-    actor, critic = Actor(policy, args.sigma, args.sigma_range, args.calls), Critic(policy)
-    opts = [torch.optim.Adam(m.parameters(), eps=1e-5, fused=True) for m in (critic, actor)]
-    modules = {"actor": actor, "critic": critic, "frozen": frozen}
-    state = {"iteration": 0, "env_steps": 0, "minutes": 0.0, "best": -math.inf, "episodes": None, "scale": None}
-    if args.resume:
-        state = load_state(args, "cpu", {*state, *modules, "opts"}, FREE_ON_RESUME)
-        for name, module in modules.items():
-            module.load_state_dict(state[name])
-        for opt, saved in zip(opts, state["opts"]):
-            opt.load_state_dict(saved)
-    sims = Simulators(task, policy, args.envs, workers=not args.one_process, seed=args.seed,
-                      inner_gamma=args.inner_gamma, bonus=args.bonus, shaping=args.shaping,
-                      gamma=args.gamma, state=state["episodes"])
-    scale = ReturnScale(args.envs, args.gamma, state["scale"])
-    buffer, generator = make_buffer(policy, args.chunks, args.envs), torch.Generator(args.device)
-    it, env_steps, minutes, best, out, flags = (*(state[k] for k in ("iteration", "env_steps", "minutes", "best")),
-                                                Path(args.out), flags_of(args))
-    run = Run(out, flags, resume_step=env_steps if args.resume else None)
-    megabytes = sum(v.nbytes for v in buffer.values()) / 1e6
-    print(f"{task.name}: {args.init}, {sum(p.numel() for p in actor.parameters()) / 1e6:.1f} M parameters, "
-          f"{args.envs} x {args.chunks} chunk steps an iteration ({megabytes:.1f} MB), {args.device}, {out}")
-
-    def score(**kw):
-        result, _ = evaluate(policy.eval(), task, args.episodes, workers=not args.one_process, **kw)
-        return result
-
-    def log_score():
-        nonlocal best
-        result = score(start_seed=CHOICE_SEED)
-        if not any(r["step"] == env_steps and "score" in r for r in run.rows):
-            shown = {k: result[k] for k in ("score", "success", "seconds") if k in result}
-            run.log(env_steps, minutes=minutes, iteration=it, score_low=result["score_95"][0],
-                    score_high=result["score_95"][1], **shown)
-        bar.write(f"iteration {it}, {env_steps} steps, {minutes:.1f} min: {line(result)}")
-        if result["score"] > best:
-            best = result["score"]
-            policy.save(out / "best.pt", flags=flags, step=env_steps)
-
-    def save():
-        policy.save(out / "ckpt.pt", flags=flags, step=env_steps)
-        save_torch(out / "state.pt", {"iteration": it, "env_steps": env_steps, "minutes": minutes, "best": best,
-                                      "episodes": sims.state(), "scale": scale.state(), "flags": flags,
-                                      "opts": [opt.state_dict() for opt in opts],
-                                      **{k: m.state_dict() for k, m in modules.items()}})
-
-    bar = tqdm(initial=it, total=args.iters, unit="iteration", dynamic_ncols=True)
-    if it == 0:
-        log_score()
-    while it < args.iters:
-        clock = time.perf_counter()
-        generator.manual_seed(args.seed * 10_000_019 + it)                     # all noise depends on `it` alone: resume
-        part = min(it / args.anchor_iters, 1.0)
-        anchor = args.anchor + part * (args.anchor_final - args.anchor)
-        factor = args.lr_final + (1 - args.lr_final) * 0.5 * (1 + math.cos(math.pi * it / args.iters))
-        ramp = min(max(it - args.critic_warmup + 1, 0) / RAMP, 1.0)             # Adam's first steps are full-sized
-        lr_critic, lr = args.lr_critic * factor, args.lr * factor * ramp
-        shrunk = max(it / args.iters - args.sigma_hold, 0) / (1 - args.sigma_hold)
-        actor.shift = shrunk * math.log(args.sigma_final / args.sigma)
-        for opt, rate in zip(opts, (lr_critic, lr)):
-            opt.param_groups[0]["lr"] = rate
-        scores, sim_s = collect(actor, critic, frozen if anchor else None, sims, buffer, generator, args.batch)
-        std = scale.update(buffer["reward"].cpu().numpy(), buffer["ended"].cpu().numpy())
-        buffer["reward"] /= std
-        advantage = gae(*(buffer[k] for k in ("reward", "value", "next_value", "ended")), args.gamma, args.gae_lambda)
-        buffer["return"] = advantage + buffer["value"]
-        buffer["advantage"] = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        explained = 1 - (buffer["return"] - buffer["value"]).var() / buffer["return"].var().clamp_min(1e-12)
-        rollout_s = time.perf_counter() - clock
-        shared = dict(clip_grad=args.clip_grad, generator=generator)
-        figures, _, _ = update(critic, opts[0], lambda b: critic_loss(critic, b, args), buffer,
-                               epochs=args.critic_epochs, batch=args.critic_batch, **shared)
-        if it >= args.critic_warmup:
-            last, first, epochs = update(actor, opts[1], lambda b: actor_loss(actor, b, args, anchor), buffer,
-                                         epochs=args.epochs, batch=args.batch, target_kl=args.target_kl, **shared)
-            figures = {**figures, **last, "off": first["off"], "epochs": epochs}
-        seconds = time.perf_counter() - clock
-        it, env_steps, minutes = it + 1, env_steps + int(buffer["ran"].sum()), minutes + seconds / 60
-        now = {"minutes": minutes, "iteration": it, "explained": explained.item(), "reward_scale": std, "lambda": anchor,
-               "lr": lr, "sim_s": sim_s, "rollout_s": rollout_s, "update_s": seconds - rollout_s,
-               "steps_per_s": buffer["ran"].sum().item() / seconds, **figures}
-        if scores:
-            now["return"] = float(np.mean(scores))
-        run.log(env_steps, **now)
-        bar.update()
-        bar.set_postfix({k: f"{now[k]:.3g}" for k in ("return", "kl", "clipped", "explained", "steps_per_s") if k in now})
-        if args.eval_every and it % args.eval_every == 0:
-            log_score()
-        if it % args.save_every == 0 or it == args.iters:
-            save()
-    bar.close()
-    sims.env.close()
-    result = score()
-    if not any("final_score" in r for r in run.rows):
-        run.log(env_steps, **{f"final_{k}": result[k] for k in ("score", "success") if k in result})
-    run.close()
-    curves(run, out / "curves.png", [
-        ("score, evaluation", ["score"], "linear"), ("score, training episodes", ["return"], "linear"),
-        ("KL of an update", ["kl"], "linear"), ("clipped share", ["clipped"], "linear"),
-        ("explained variance", ["explained"], "linear"), ("sigma", ["sigma"], "linear"),
-        ("squared distance to the anchor", ["anchor"], "linear"), ("learning rate", ["lr"], "linear")],
-        x="environment steps")
-    print(f"{line(result)}  {env_steps} environment steps, {minutes:.1f} min of training  {out}/ckpt.pt")
+    low, high = args.sigma_range
+    if not low < args.sigma < high:
+        raise BadInput(f"--sigma {args.sigma} must lie inside --sigma-range {low} {high}")
 
 
 if __name__ == "__main__":

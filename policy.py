@@ -1,27 +1,27 @@
-"""The policy: normaliser, observation features and generator in one module, and its checkpoint file.
+"""The policy: normalisers, encoder and generator in one module, and its checkpoint file.
 
-One forward pass of the generator maps (o, z) to an action chunk (arXiv 2604.03540, Eqs. 6, 7, 22). Both trainers,
-the evaluator and the robot loop use this class and read the same file. `Actor` adds the noise that Stage 2 explores
-with, and its exact likelihood (Eqs. 12, 13, 43-48).
+One forward pass of the generator maps (o, z) to an action chunk (arXiv 2604.03540, Eqs. 6, 7, 22).
+Both trainers, the evaluator and the robot loop use this class and read the same file.
+
+An observation is a dict of named tensors (B, T_o, ...) in the data's own units. A checkpoint says
+which names, shapes and dtypes it takes.
 """
-import functools
-import math
 
 import torch
 from torch import nn
 
-from encoders import LowDim, Points
+from encoders import Encoder
 from runs import BadInput, load_torch, save_torch
-from unet import EMBED, Z_GAIN, UNet1d
+from unet import UNet1d
 
-FORMAT = "drift-policy-1"
-TIME = 32           # numbers that a time in [0, 1] is embedded in
+FORMAT = "drift-policy-2"
 
 
 class Normalizer(nn.Module):
-    """Per-dimension min-max map to [-1, 1]; a dimension that is constant in the data maps to 0.
+    """A min-max map to [-1, 1] per coordinate; what is constant in the data maps to 0 (note 29).
 
-    lo, hi (D,): bounds of the data. Buffers, never parameters: no optimiser may move them.
+    lo, hi (D,): the bounds of the data. They are buffers, never parameters: no optimiser may move
+    them.
     """
 
     def __init__(self, lo, hi):
@@ -31,181 +31,213 @@ class Normalizer(nn.Module):
 
     def _affine(self):
         half = (self.hi - self.lo) / 2
-        constant = half <= 1e-6 * (1 + self.lo.abs())      # float32 noise on a constant is not a range
+        constant = half <= 1e-6 * (1 + self.lo.abs())  # float32 noise on a constant is not a range
         return (self.hi + self.lo) / 2, torch.where(constant, torch.ones_like(half), half)
 
     def forward(self, y):
-        """(..., D) in data units -> normalised."""
+        """y (..., D) in data units -> normalised."""
         mid, half = self._affine()
         return (y - mid) / half
 
     def inverse(self, y):
-        """(..., D) normalised -> data units."""
+        """y (..., D), normalised -> data units."""
         mid, half = self._affine()
         return y * half + mid
 
 
-def bounds(y, points=0):
-    """Minimum and maximum (D,) of each dimension of y (N, D); of the x, y, z of a cloud of that many points at its end,
-    over all of them."""
-    lo, hi = y.amin(0), y.amax(0)
-    if points:
-        xyz = y[:, -3 * points:].unflatten(1, (points, 3))
-        lo[-3 * points:], hi[-3 * points:] = xyz.amin((0, 1)).repeat(points), xyz.amax((0, 1)).repeat(points)
-    return lo, hi
+def bounds(y):
+    """The minimum and the maximum (D,) of y (..., D) over all axes but the last."""
+    y = y.flatten(0, -2)
+    return y.amin(0), y.amax(0)
 
 
-def encode(obs, norm, encoder):
-    """Observations (B, T_o, obs_dim) in data units -> features (B, encoder.size): normalised, split, encoded."""
-    y, n = norm(obs), encoder.points
-    S = y.shape[-1] - 3 * n
-    return encoder({"state": y[..., :S], "points": y[..., S:].reshape(*y.shape[:-1], n, 3)})
+def data_ranges(obs, action):
+    """The ranges that a Policy normalises by, from all data: obs {name: (N, ...)}, action (N, D_a).
 
-
-def embed_time(t):
-    """Times in [0, 1] (N,) -> sines and cosines (N, TIME), of 1 to 30 radians: MeanFlow differentiates them."""
-    angle = t[:, None] * torch.logspace(0, 1.5, TIME // 2, device=t.device)
-    return torch.cat([angle.sin(), angle.cos()], -1)
+    Pictures have none: their encoder scales them.
+    """
+    numbers = {name: bounds(y) for name, y in obs.items() if y.dtype != torch.uint8}
+    return {"obs": numbers, "action": bounds(action)}
 
 
 class Policy(nn.Module):
-    """One-step policy; or one of another method on the same network, with a sampler of baselines.py.
+    """A one-step policy; or one of another method on the same network, with its own sampler.
 
-    shape: dict of task, obs_dim, D_a, T_o, T_p, T_a, dims; points if observations end in a cloud; method, if not dbp,
-    and the number of times its network is conditioned on. obs_range, action_range: (lo, hi).
+    shape: a dict of task, obs ({name: {"shape", "dtype"}}), D_a, T_o, T_p, T_a, dims; and, where
+    it is not DBP's (baselines.py), method and time_dim, the numbers that join the condition.
+    ranges: see data_ranges(); zeros if not given, for weights that are about to be loaded.
     """
 
-    def __init__(self, shape, obs_range=None, action_range=None):
+    def __init__(self, shape, ranges=None):
         super().__init__()
         self.shape = {**shape, "dims": list(shape["dims"])}
-        self.task, self.T_o, self.T_p, self.T_a = (shape[k] for k in ("task", "T_o", "T_p", "T_a"))
-        self.obs_dim, self.D_a = shape["obs_dim"], shape["D_a"]
-        self.z_scale = 1.0      # below 1, `act` draws latents nearer to 0: less varied chunks
-        self.method, self.times = shape.get("method", "dbp"), shape.get("times", 0)
-        self.sampler, self.nfe = None, 0        # how another method acts; network evaluations so far
-        self.norm_obs = Normalizer(*(obs_range or 2 * [torch.zeros(self.obs_dim)]))
-        self.norm_action = Normalizer(*(action_range or 2 * [torch.zeros(self.D_a)]))
-        n = shape.get("points", 0)
-        self.encoder = Points(self.T_o, self.obs_dim - 3 * n, n) if n else LowDim(self.T_o, self.obs_dim)
+        self.task = shape["task"]
+        self.specs = shape["obs"]
+        self.D_a = shape["D_a"]
+        self.T_o = shape["T_o"]
+        self.T_p = shape["T_p"]
+        self.T_a = shape["T_a"]
+        self.method = shape.get("method", "dbp")
+        self.sampler = None  # how another method acts: see prepare() in baselines.py
+        self.z_scale = 1.0  # below 1, `act` draws latents nearer to 0: less varied chunks
+
+        ranges = ranges or {"obs": {}, "action": 2 * [torch.zeros(self.D_a)]}
+        self.norm_obs = nn.ModuleDict()
+        for name, spec in self.specs.items():
+            if spec["dtype"] != "uint8":
+                zeros = torch.zeros(spec["shape"][-1])
+                self.norm_obs[name] = Normalizer(*ranges["obs"].get(name, (zeros, zeros)))
+        self.norm_action = Normalizer(*ranges["action"])
         try:
-            self.net = UNet1d(self.D_a, self.encoder.size + self.times * TIME, shape["dims"])
+            shapes = {name: tuple(spec["shape"]) for name, spec in self.specs.items()}
+            self.encoder = Encoder(shapes, self.T_o)
+            cond_dim = self.encoder.size + shape.get("time_dim", 0)
+            self.net = UNet1d(self.D_a, cond_dim, shape["dims"])
             self.net.check_horizon(self.T_p)
-            if self.times:                                  # the input is the noisy chunk then: its usual weight
-                self.net.weigh_latent(1 / Z_GAIN)
         except ValueError as e:
             raise BadInput(str(e)) from e
 
     @property
     def device(self):
-        return self.norm_obs.lo.device
+        """The torch device that the policy is on."""
+        return self.norm_action.lo.device
+
+    # ---- observations ---------------------------------------------------------------------------
+
+    def tensors(self, obs):
+        """Observations {name: numpy array} as tensors on its device; pictures stay uint8."""
+        return {
+            name: torch.as_tensor(
+                obs[name], dtype=getattr(torch, spec["dtype"]), device=self.device
+            )
+            for name, spec in self.specs.items()
+        }
+
+    def check(self, obs):
+        """Refuse observations of other names, shapes or dtypes than its own. Raises BadInput."""
+        given = {name: (*y.shape[1:], str(y.dtype)[6:]) for name, y in obs.items()}
+        taken = {
+            name: (self.T_o, *spec["shape"], spec["dtype"]) for name, spec in self.specs.items()
+        }
+        if given != taken:
+            raise BadInput(
+                f"observations {show(given)} do not fit this policy, which takes {show(taken)}"
+            )
 
     def features(self, obs):
-        """Observation history (B, T_o, obs_dim) in data units -> condition (B, C)."""
-        if obs.shape[1:] != (self.T_o, self.obs_dim):
-            raise BadInput(f"observations {tuple(obs.shape)} do not fit this policy: it takes "
-                           f"(B, {self.T_o}, {self.obs_dim})")
+        """The observation history {name: (B, T_o, ...)} in data units -> the condition (B, C)."""
+        self.check(obs)
         return encode(obs, self.norm_obs, self.encoder)
 
+    # ---- generation -----------------------------------------------------------------------------
+
     def latent(self, *size, generator=None):
-        """z ~ N(0, I) of shape (*size, T_p, D_a)."""
+        """z ~ N(0, I) of shape (*size, T_p, D_a) (note 6)."""
         return torch.randn(*size, self.T_p, self.D_a, device=self.device, generator=generator)
 
-    def network(self, h, x, *times):
-        """One network evaluation: features h (B, C), input x (B, T_p, D_a) or (B, K, T_p, D_a), times () or (B,)."""
-        self.nfe += 1
-        return self.net(x, torch.cat([h, *(embed_time(t.expand(len(h))) for t in times)], -1) if times else h)
-
-    def forward(self, obs, z, generator=None):
-        """Eq. 6: normalised chunks of shape z, (B, T_p, D_a) or (B, K, T_p, D_a), in one generator call.
-
-        Another method's sampler makes as many calls as it needs, and may draw further noise from the generator.
-        """
-        f = functools.partial(self.network, self.features(obs))
-        if self.sampler is None and self.method not in ("dbp", "bc"):
-            raise BadInput(f"a {self.method} policy acts by its sampler: see prepare() in baselines.py")
-        return self.sampler(f, z, generator) if self.sampler else f(z)
+    def forward(self, obs, z):
+        """Eq. 6: z (B, T_p, D_a) or (B, K, T_p, D_a) -> normalised chunks of its shape."""
+        return self.net(z, self.features(obs))
 
     def hypotheses(self, obs, K, *, generator=None):
-        """Eq. 7: K chunks per observation from K latents, obs (B, T_o, obs_dim) -> (B, K, T_p, D_a), normalised."""
-        return self(obs, self.latent(len(obs), K, generator=generator))
+        """Eq. 7: K chunks of each observation, from K latents: (B, K, T_p, D_a), normalised."""
+        return self(obs, self.latent(batch_of(obs), K, generator=generator))
 
     @torch.inference_mode()
     def act(self, obs, z=None, *, generator=None):
-        """One generator call: obs (B, T_o, obs_dim), z (B, T_p, D_a) or drawn -> chunk (B, T_p, D_a), action units."""
-        z = self.z_scale * self.latent(len(obs), generator=generator) if z is None else z
-        return self.norm_action.inverse(self(obs, z, generator))
+        """A chunk of each observation, in action units: (B, T_p, D_a). z is drawn if not given."""
+        if z is None:
+            z = self.z_scale * self.latent(batch_of(obs), generator=generator)
+        if self.sampler is not None:
+            chunk = self.sampler(self, obs, z, generator)
+        elif self.method == "dbp":
+            chunk = self(obs, z)
+        else:
+            raise BadInput(
+                f"a {self.method} policy acts by its sampler: see prepare() in baselines.py"
+            )
+        return self.norm_action.inverse(chunk)
 
     def set_executed(self, T_a):
         """Execute T_a steps of each chunk from now on. Raises BadInput if Eq. 23 forbids it."""
         if T_a < 1 or self.T_o - 1 + T_a > self.T_p:
-            raise BadInput(f"T_a {T_a} with T_o {self.T_o}, T_p {self.T_p} breaks 1 <= T_a <= T_p - T_o + 1 (Eq. 23)")
-        self.T_a = self.shape["T_a"] = T_a
+            raise BadInput(
+                f"T_a {T_a} with T_o {self.T_o}, T_p {self.T_p} breaks 1 <= T_a <= T_p - T_o + 1 "
+                "(Eq. 23)"
+            )
+        self.T_a = T_a
+        self.shape["T_a"] = T_a
 
     def executed(self, chunk):
         """Eq. 22: the slice that runs, (B, T_p, ...) -> (B, T_a, ...)."""
-        return chunk[:, self.T_o - 1:self.T_o - 1 + self.T_a]
+        return chunk[:, self.T_o - 1 : self.T_o - 1 + self.T_a]
+
+    # ---- the checkpoint file --------------------------------------------------------------------
 
     def save(self, path, *, flags=None, ema=None, step=0):
-        """Write the checkpoint atomically: shape, flags, weights, EMA weights (a state dict), normaliser."""
-        save_torch(path, {"format": FORMAT, "shape": self.shape, "flags": flags or {}, "step": step,
-                          "weights": self.state_dict(), "ema": ema or {}})
+        """Write the checkpoint atomically: shape, flags, weights with normalisers, EMA weights."""
+        state = {
+            "format": FORMAT,
+            "shape": self.shape,
+            "flags": flags or {},
+            "step": step,
+            "weights": self.state_dict(),
+            "ema": ema or {},
+        }
+        save_torch(path, state)
 
     @classmethod
     def load(cls, path, device="cpu", *, ema=True, task=None):
-        """Read a checkpoint without running code from it; EMA weights by default.
+        """Read a checkpoint without running code from it; its EMA weights by default.
 
-        task: refuse a checkpoint of any other. Raises BadInput if the file is missing, damaged or not a policy.
-        Returns the policy in eval mode and the checkpoint's flags.
+        task: refuse a checkpoint of any other. Raises BadInput if the file is missing, damaged or
+        not a policy. Returns the policy in eval mode and the checkpoint's flags.
         """
         state = load_torch(path)
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        if not isinstance(state, dict) or not str(state.get("format")).startswith("drift-policy-"):
             raise BadInput(f"{path} is not a policy checkpoint: pass the ckpt.pt of a run folder")
+        if state["format"] != FORMAT:
+            raise BadInput(
+                f"{path} has the format {state['format']}, this version reads {FORMAT}: train again"
+            )
         try:
-            policy, flags = cls(state["shape"]), state["flags"]
+            policy = cls(state["shape"])
+            flags = state["flags"]
             policy.load_state_dict({**state["weights"], **(state["ema"] if ema else {})})
         except (KeyError, RuntimeError, TypeError, AttributeError) as e:
-            raise BadInput(f"{path}: its weights do not fit its own description ({type(e).__name__}); "
-                           "it was made by another version") from e
+            raise BadInput(
+                f"{path}: its weights do not fit its own description ({type(e).__name__}); "
+                "it was made by another version"
+            ) from e
         if task not in (None, policy.task):
-            raise BadInput(f"{path} was trained on {policy.task}, not {task}: pass a checkpoint of {task}")
+            raise BadInput(
+                f"{path} was trained on {policy.task}, not {task}: pass a checkpoint of {task}"
+            )
         return policy.to(device).eval(), flags
 
-
-def log_prob(a, mu, log_sigma, ran):
-    """Eqs. 13, 48, 57: log N(a; mu, sigma) summed over the coordinates that ran.
-
-    a, mu, log_sigma (B, T_a, D_a): the un-clipped sample of the executed prefix, its mean, log standard deviation;
-    ran (B, T_a): 1 where the environment ran the action, 0 after an episode's end -> (B,).
-    """
-    each = -0.5 * ((a - mu) * torch.exp(-log_sigma)).square() - log_sigma - 0.5 * math.log(2 * math.pi)
-    return (each.sum(-1) * ran).sum(-1)
-
-
-def entropy(log_sigma, ran):
-    """Entropy of the executed prefix's Gaussian, nats: log_sigma (B, T_a, D_a), ran (B, T_a) -> (B,). Eq. 53."""
-    return ((log_sigma + 0.5 * math.log(2 * math.pi * math.e)).sum(-1) * ran).sum(-1)
+    def check_task(self, task, path):
+        """Refuse a task whose observations or actions are not what was trained on. BadInput."""
+        for what, taken, offered in (
+            ("observations", self.specs, task.specs),
+            ("actions", self.D_a, task.D_a),
+        ):
+            if taken != offered:
+                raise BadInput(
+                    f"{path} takes {what} {taken}, but {task.name} has {offered}: "
+                    "train again on this version of the task"
+                )
 
 
-class Actor(nn.Module):
-    """The Stage-1 policy with a noise head: pi(a | o, z) = N(mu(o, z), diag sigma(o)^2) (Eqs. 12, 43-46)."""
+def encode(obs, norms, encoder):
+    """Observations {name: (B, T_o, ...)} in data units -> features (B, encoder.size)."""
+    return encoder({k: norms[k](y) if k in norms else y for k, y in obs.items()})
 
-    def __init__(self, policy, sigma, sigma_range, calls=1):
-        super().__init__()
-        self.policy, self.calls = policy, calls
-        low, high = map(math.log, sigma_range)
-        self.low, self.width, self.shift = low, high - low, 0.0     # shift of log sigma and its bounds: annealing
-        self.head = nn.Linear(EMBED, policy.T_a * policy.D_a).to(policy.device)
-        nn.init.zeros_(self.head.weight)
-        share = (math.log(sigma) - low) / self.width
-        nn.init.constant_(self.head.bias, math.log(share / (1 - share)))
 
-    def forward(self, obs, z):
-        """obs (B, T_o, obs_dim), z (B, T_p, D_a) -> mu (B, T_p, D_a), log sigma (B, T_a, D_a) of the executed prefix.
+def batch_of(obs):
+    """The batch size B of observations {name: (B, ...)}."""
+    return len(next(iter(obs.values())))
 
-        Eqs. 43-45, one pass: mean and feature share the embedding. The bounds of Eq. 45 are a sigmoid's, as a hard
-        clamp passes no gradient back inside.
-        """
-        net = self.policy.net
-        h = net.embed(self.policy.features(obs))                               # (B, EMBED)
-        mu = sum(net.generate(z, h) for _ in range(self.calls)) / self.calls
-        return mu, self.shift + self.low + self.width * torch.sigmoid(self.head(h).unflatten(-1, (self.policy.T_a, -1)))
+
+def show(specs):
+    """Names, shapes and dtypes for an error message: "state (2, 20) float32, ..."."""
+    return ", ".join(f"{k} {tuple(map(int, v[:-1]))} {v[-1]}" for k, v in specs.items()) or "none"
