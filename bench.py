@@ -1,11 +1,12 @@
-"""Time what this project claims, as ratios measured in one run.
+"""Time what this project claims, as ratios that are measured in one run.
 
-  python bench.py train    one training step with the drift loss against the same step with a plain MSE loss
-  python bench.py infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
-  python bench.py latency  the same over methods: DBP's one network evaluation against diffusion's 10 and 100
-  python bench.py ppo      Stage 2: rates of roll-out and update, shares of simulator, network and update
-  python bench.py clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL is present
+train    one training step with the drift loss against the same step with a plain MSE loss
+infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
+latency  the same over methods: DBP's one network evaluation against diffusion's 10 and 100
+ppo      Stage 2: rates of roll-out and update, shares of simulator, network and update
+clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL is present
 """
+
 import functools
 import json
 import os
@@ -16,24 +17,62 @@ import tempfile
 import time
 from pathlib import Path
 
-import mujoco
 import numpy as np
 import torch
 
-from baselines import METHODS, prepare
+from baselines import prepare, start, time_dim
 from drift import chunk_loss
-from envs import TASKS, task_named
-from pointcloud import cast, farthest, promising
+from envs import TASKS, make_env, task_named
+from evaluate import count_calls
 from policy import Policy
 from runs import BadInput, Parser, above_zero, atomic, check_device, cli, read_log, versions
+from unet import UNet1d
+
+HERE = Path(__file__).parent
+SMALL = (64, 128, 256)
+PAPER = (512, 1024, 2048)
+COST_BATCHES = (32, 64, 128)
+COST_K = (1, 2, 4, 8, 16)  # 1 comes first: the others are put as ratios to it
+
+
+# ---- what the benchmarks share -------------------------------------------------------------------
 
 
 def make_policy(dims, device, task=TASKS["pusht"], method="dbp"):
-    shape = {k: getattr(task, k) for k in ("obs_dim", "D_a", "T_o", "T_p", "T_a", "points")}
+    """An untrained policy of a task, with channels dims; its data would span [-1, 1]."""
+    shape = {
+        "task": task.name,
+        "obs": task.specs,
+        "D_a": task.D_a,
+        "T_o": task.T_o,
+        "T_p": task.T_p,
+        "T_a": task.T_a,
+        "dims": dims,
+        "method": method,
+        "time_dim": time_dim(method),
+    }
+
+    def unit(D):
+        return -torch.ones(D), torch.ones(D)
+
+    numbers = {name: s["shape"][-1] for name, s in task.specs.items() if s["dtype"] != "uint8"}
+    ranges = {"obs": {name: unit(D) for name, D in numbers.items()}, "action": unit(task.D_a)}
     torch.manual_seed(0)
-    unit = lambda d: (-torch.ones(d), torch.ones(d))
-    shape.update(method=method, times=METHODS[method])
-    return Policy({"task": task.name, "dims": dims, **shape}, unit(task.obs_dim), unit(task.D_a)).to(device)
+    policy = Policy(shape, ranges)
+    start(policy)
+    return policy.to(device)
+
+
+def random_obs(policy, B):
+    """Observations {name: (B, T_o, ...)} as a policy takes them, of random numbers and pictures."""
+    obs = {}
+    for name, spec in policy.specs.items():
+        size = (B, policy.T_o, *spec["shape"])
+        if spec["dtype"] == "uint8":
+            obs[name] = torch.randint(256, size, dtype=torch.uint8, device=policy.device)
+        else:
+            obs[name] = 2 * torch.rand(size, device=policy.device) - 1
+    return obs
 
 
 def clock(device):
@@ -47,229 +86,462 @@ def timed(call, n, device, warm=3):
     """Seconds of n calls, one after another; `warm` calls before them do not count."""
     seconds = []
     for _ in range(warm + n):
-        t0 = clock(device)
+        begun = clock(device)
         call()
-        seconds.append(clock(device) - t0)
+        seconds.append(clock(device) - begun)
     return seconds[warm:]
 
 
+def timed_in_turn(calls, n, device, warm=3):
+    """Seconds {name: list of n} of calls {name: call} that take turns.
+
+    What else the machine does falls on all of them alike.
+    """
+    seconds = {name: [] for name in calls}
+    for _ in range(warm + n):
+        for name, call in calls.items():
+            seconds[name] += timed(call, 1, device, warm=0)
+    return {name: all_of_it[warm:] for name, all_of_it in seconds.items()}
+
+
 def quantiles(seconds):
-    """p50, p99 and mean rate of a list of seconds, in ms and Hz."""
+    """p50, p99 and the rate at p50 of a list of seconds, in ms and Hz."""
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
-    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "hz": round(1e3 / float(p50), 1)}
+    return {
+        "p50_ms": round(float(p50), 3),
+        "p99_ms": round(float(p99), 3),
+        "hz": round(1e3 / float(p50), 1),
+    }
+
+
+def peak_memory(device):
+    """The largest memory so far in MB: of the device, or of the whole process on a CPU."""
+    if torch.device(device).type == "cuda":
+        most = torch.cuda.max_memory_allocated()
+    else:
+        most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(most / 1e6, 1)
+
+
+def last_line(text):
+    """The last line of what a process wrote: its error."""
+    return text.strip().splitlines()[-1] if text.strip() else "it wrote nothing"
+
+
+# ---- a training step -----------------------------------------------------------------------------
 
 
 def train(args):
-    """Alternate drift, MSE and K = 1 drift steps on one network and batch; quote the medians of the pairwise ratios."""
+    """Alternate steps with the drift loss, with MSE and with K = 1, on one network and batch.
+
+    The ratios are medians over pairs of steps that followed one another.
+    """
     policy = make_policy(args.dims, args.device).train()
-    opt = torch.optim.AdamW(policy.parameters(), 1e-4, fused=True)
-    B, K = args.batch, args.K
-    obs = torch.rand(B, policy.T_o, policy.obs_dim, device=args.device) * 2 - 1
-    pos = torch.rand(B, 1, policy.T_p, policy.D_a, device=args.device) * 2 - 1
-    drift = lambda x: chunk_loss(x, pos, temps=args.temp, mode=args.mode)[0]
-    steps = {"drift": (drift, K), "mse": (lambda x: (x - pos).square().mean(), K), "one": (drift, 1)}
+    optimiser = torch.optim.AdamW(policy.parameters(), 1e-4, fused=True)
+    obs = random_obs(policy, args.batch)
+    pos = 2 * torch.rand(args.batch, 1, policy.T_p, policy.D_a, device=args.device) - 1
+
+    def drift(x):
+        return chunk_loss(x, pos, temps=args.temp, mode=args.mode)[0]
+
+    def mse(x):
+        return (x - pos).square().mean()
 
     def step(loss, K):
-        t0 = clock(args.device)
         loss(policy.hypotheses(obs, K)).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        opt.step()
-        opt.zero_grad()
-        return clock(args.device) - t0
+        optimiser.step()
+        optimiser.zero_grad()
 
-    for how in 3 * list(steps.values()):
-        step(*how)
-    times = {name: [] for name in steps}
+    steps = {
+        "drift": functools.partial(step, drift, args.K),
+        "mse": functools.partial(step, mse, args.K),
+        "one": functools.partial(step, drift, 1),
+    }
+    for call in 3 * list(steps.values()):
+        call()
+    seconds = {name: [] for name in steps}
     for i in range(args.n):
-        for name in sorted(steps, reverse=i % 2):                  # alternate the order: none always goes first
-            times[name].append(step(*steps[name]))
-    ratio, over_one = (np.array(times["drift"]) / np.array(times[name]) for name in ("mse", "one"))
-    x = policy.hypotheses(obs, K).detach().requires_grad_()
-    alone = []
-    for _ in range(args.n):
-        t0 = clock(args.device)
-        drift(x).backward()
-        alone.append(clock(args.device) - t0)
-    peak = (torch.cuda.max_memory_allocated() if torch.device(args.device).type == "cuda" else
-            1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)         # the whole process, on a CPU
-    return {"peak_mb": round(peak / 1e6, 1), "drift_step": quantiles(times["drift"]), "mse_step": quantiles(times["mse"]),
-            "ratio_p50": round(float(np.median(ratio)), 4), "ratio_to_K1": round(float(np.median(over_one)), 3),
-            "ratio_quartiles": np.quantile(ratio, [0.25, 0.75]).round(4).tolist(),
-            "drift_loss_alone": quantiles(alone)}
+        for name in sorted(steps, reverse=bool(i % 2)):  # alternate the order: none is always first
+            seconds[name] += timed(steps[name], 1, args.device, warm=0)
+    x = policy.hypotheses(obs, args.K).detach().requires_grad_()
+    alone = timed(lambda: drift(x).backward(), args.n, args.device, warm=0)
+
+    to_mse = np.array(seconds["drift"]) / np.array(seconds["mse"])
+    to_one = np.array(seconds["drift"]) / np.array(seconds["one"])
+    return {
+        "peak_mb": peak_memory(args.device),
+        "drift_step": quantiles(seconds["drift"]),
+        "mse_step": quantiles(seconds["mse"]),
+        "ratio_p50": round(float(np.median(to_mse)), 4),
+        "ratio_to_K1": round(float(np.median(to_one)), 3),
+        "ratio_quartiles": np.quantile(to_mse, [0.25, 0.75]).round(4).tolist(),
+        "drift_loss_alone": quantiles(alone),
+    }
 
 
 def cost(args):
-    """Eq. 58: time of a training step and peak memory over K and batch B, each in a process of its own, as ratios to
-    K = 1 of the same batch, the time's of steps that take turns. Returns rows."""
+    """Eq. 58: the time of a training step and the peak memory over K and the batch B.
+
+    Each is measured in a process of its own, and put as a ratio to K = 1 of the same batch; the
+    time's ratio is that of steps that take turns. args: dims, device, threads, as in `train`; None,
+    or ["auto"], for the defaults. Returns rows.
+    """
+    flags = []
+    for name in ("device", "threads"):
+        if getattr(args, name):
+            flags += [f"--{name}", getattr(args, name)]
+    if args.dims and list(args.dims) != ["auto"]:
+        flags += ["--dims", *args.dims]
     rows = []
-    with tempfile.TemporaryDirectory() as tmp:
-        for B in (32, 64, 128):
-            for K in (1, 2, 4, 8, 16):
-                out = Path(tmp, "x.json")
-                flags = [x for k in ("device", "threads") if getattr(args, k) for x in (f"--{k}", getattr(args, k))]
-                if args.dims != ["auto"]:
-                    flags += ["--dims", *args.dims]
-                command = [sys.executable, __file__, "train", "--batch", B, "--K", K, "--n", 20, "--json", out, *flags]
-                p = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-                if p.returncode:
-                    raise BadInput(f"B {B}, K {K} failed: {p.stderr.strip().splitlines()[-1]}")
-                found = json.loads(out.read_text())
-                row = {"batch": B, "K": K, "ms": found["drift_step"]["p50_ms"], "MB": found["peak_mb"]}
-                first = next((r for r in rows if r["batch"] == B), row)
-                rows.append({**row, "r_time": found["ratio_to_K1"], "r_memory": round(row["MB"] / first["MB"], 3)})
-                print(rows[-1], flush=True)
+    for B in COST_BATCHES:
+        for K in COST_K:
+            found = measured_step(B, K, flags)
+            if K == 1:
+                least = found["peak_mb"]
+            row = {
+                "batch": B,
+                "K": K,
+                "ms": found["drift_step"]["p50_ms"],
+                "MB": found["peak_mb"],
+                "r_time": found["ratio_to_K1"],
+                "r_memory": round(found["peak_mb"] / least, 3),
+            }
+            rows.append(row)
+            print(row, flush=True)
     return rows
+
+
+def measured_step(B, K, flags):
+    """The figures of `python bench.py train` for one B and K. Raises BadInput if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "step.json")
+        command = [sys.executable, HERE / "bench.py", "train", "--batch", B, "--K", K]
+        command += ["--n", 20, "--json", out, *flags]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            raise BadInput(f"B {B}, K {K} failed: {last_line(done.stderr)}")
+        return json.loads(out.read_text())
+
+
+# ---- an action -----------------------------------------------------------------------------------
 
 
 def infer(args):
-    """Latency of one act call at batch 1, as a robot would call it: observation in, chunk out, device synchronised."""
+    """The latency of one act call at batch 1, as a robot makes it: observation in, chunk out."""
     rows = {}
-    for name, dims in (("small", (64, 128, 256)), ("paper", (512, 1024, 2048))):
+    for size, dims in (("small", SMALL), ("paper", PAPER)):
         policy = make_policy(dims, args.device).eval()
-        obs = torch.rand(1, policy.T_o, policy.obs_dim, device=args.device)
+        obs = random_obs(policy, 1)
         for how in ("eager", "compiled") if args.compile else ("eager",):
             if how == "compiled":
                 policy.net.compile()
-            rows[f"{name} {how}"] = quantiles(timed(lambda: policy.act(obs), args.n, args.device, warm=10))
-            print(name, how, rows[f"{name} {how}"], flush=True)
+            act = functools.partial(policy.act, obs)
+            rows[f"{size} {how}"] = quantiles(timed(act, args.n, args.device, warm=10))
+            print(size, how, rows[f"{size} {how}"], flush=True)
     return rows
+
+
+WAYS = {  # name -> method, number of network evaluations (NFE) an action
+    "dbp, 1 NFE": ("dbp", 1),
+    "meanflow, 1 NFE": ("meanflow", 1),
+    "diffusion, 10 NFE": ("diffusion", 10),
+    "diffusion, 100 NFE": ("diffusion", 100),
+}
+
+
+def bare_generator(policy, obs):
+    """A function that makes one generator call and nothing else, at batch 1."""
+    with torch.inference_mode():
+        h = policy.features(obs)
+        z = policy.latent(1)
+
+    @torch.inference_mode()
+    def call():
+        return policy.net(z, h)
+
+    return call
 
 
 def latency(args):
-    """Milliseconds of an action at batch 1 by method and number of network evaluations (NFE), as counted, on the same
-    channels; ratios of the p50s to DBP's and to the bare generator's. All take turns, so that what else the machine
-    does falls on all alike."""
-    ways = {"dbp, 1 NFE": ("dbp", 1), "meanflow, 1 NFE": ("meanflow", 1), "diffusion, 10 NFE": ("diffusion", 10),
-            "diffusion, 100 NFE": ("diffusion", 100)}
+    """Milliseconds of an action at batch 1, by method and network evaluations, as counted.
+
+    All methods have the same channels and take turns. The ratios are of the p50s, to DBP's and to
+    the bare generator's.
+    """
     rows = {}
     for how in ("eager", "compiled") if args.compile else ("eager",):
-        policies = {name: prepare(make_policy(args.dims, args.device, method=m).eval(), nfe) for name, (m, nfe) in ways.items()}
-        dbp = policies["dbp, 1 NFE"]
-        obs = torch.rand(1, dbp.T_o, dbp.obs_dim, device=args.device)
-        with torch.inference_mode():
-            h, z = dbp.features(obs), dbp.latent(1)
-        calls = {name: functools.partial(policy.act, obs) for name, policy in policies.items()}
-        calls["generator alone"] = torch.inference_mode()(functools.partial(dbp.net, z, h))
-        if how == "compiled":
-            for policy in policies.values():
+        calls = {}
+        nfe = {"generator alone": 1}
+        for name, (method, n) in WAYS.items():
+            policy = prepare(make_policy(args.dims, args.device, method=method).eval(), n)
+            obs = random_obs(policy, 1)
+            with count_calls(policy.net) as counted:
+                policy.act(obs)
+            nfe[name] = counted.n
+            calls[name] = functools.partial(policy.act, obs)
+            if method == "dbp":
+                calls["generator alone"] = bare_generator(policy, obs)
+            if how == "compiled":
                 policy.net.compile()
-        seconds = {name: [] for name in calls}
-        for _ in range(args.n + 3):
-            for name, call in calls.items():
-                seconds[name] += timed(call, 1, args.device, warm=0)
-        p50 = {name: float(np.median(s[3:])) for name, s in seconds.items()}
+        seconds = timed_in_turn(calls, args.n, args.device)
+        p50 = {name: float(np.median(s)) for name, s in seconds.items()}
         for name, s in seconds.items():
-            nfe = policies[name].nfe // len(s) if name in policies else 1
-            rows[f"{name}, {how}"] = {"nfe": nfe, **quantiles(s[3:]), "ratio_to_dbp": round(p50[name] / p50["dbp, 1 NFE"], 2),
-                                      "ratio_to_generator": round(p50[name] / p50["generator alone"], 2)}
-            print(f"{name}, {how}", rows[f"{name}, {how}"], flush=True)
+            row = {"nfe": nfe[name], **quantiles(s)}
+            row["ratio_to_dbp"] = round(p50[name] / p50["dbp, 1 NFE"], 2)
+            row["ratio_to_generator"] = round(p50[name] / p50["generator alone"], 2)
+            rows[f"{name}, {how}"] = row
+            print(f"{name}, {how}", row, flush=True)
     return rows
 
 
-def ppo(args):
-    """Run dbpo_ppo.py itself on an untrained policy, as it is and with two generator calls per sample, in turn.
+# ---- Stage 2 -------------------------------------------------------------------------------------
 
-    Its log says how long each iteration spent in the simulator, in the rest of the roll-out (network) and in the
-    update. Medians over the iterations but the first of each run.
+
+def stage2(calls):
+    """dbpo_ppo.py by the command line's flags, with `calls` generator calls an action.
+
+    The authors' release makes two calls on the same (o, z). Only the actor is changed, which calls
+    embed() and generate() itself: the anchor and the evaluation go by forward(), as ever.
     """
+    import dbpo_ppo
+
+    generate = UNet1d.generate
+
+    def several(net, z, h):
+        return sum(generate(net, z, h) for _ in range(calls)) / calls
+
+    def forward(net, z, cond):
+        return generate(net, z, net.embed(cond))
+
+    UNet1d.generate = several
+    UNet1d.forward = forward
+    dbpo_ppo.train(dbpo_ppo.parse())
+
+
+def stage2_run(args, init, out, calls):
+    """Run stage2(calls) for four iterations in a process of its own.
+
+    Returns the flags it ran with, and its log's rows but for the first iteration's.
+    """
+    flags = ["--init", init, "--out", out, "--device", args.device, "--num-iterations", 4]
+    flags += ["--critic-warmup", 0, "--target-kl", 1e9, "--lr", 1e-9]  # every update in full
+    flags += ["--eval-every", 0, "--episodes", 1]
+    for name in ("num_envs", "num_steps", "threads"):
+        if getattr(args, name):
+            flags += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    if args.one_process:
+        flags.append("--one-process")
+    code = f"import bench, runs; runs.cli(lambda: bench.stage2({calls}))"
+    command = [sys.executable, "-c", code, *map(str, flags)]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    if done.returncode:
+        raise BadInput(f"dbpo_ppo.py failed: {last_line(done.stderr)}")
+    ran_with = json.loads((out / "flags.json").read_text())["flags"]
+    return ran_with, [row for row in read_log(out) if "update_s" in row][1:]
+
+
+def rates(rows, flags, T_a):
+    """Rates and shares of a Stage-2 iteration, from the medians of the log's rows."""
+    simulator = np.median([row["sim_s"] for row in rows])
+    rollout = np.median([row["rollout_s"] for row in rows])
+    update = np.median([row["update_s"] for row in rows])
+    chunks = flags["num_envs"] * flags["num_steps"]
+    whole = rollout + update
+    return {
+        "rollout_env_steps_per_s": round(chunks * T_a / rollout),
+        "update_samples_per_s": round(chunks * flags["update_epochs"] / update),
+        "share_simulator": round(simulator / whole, 3),
+        "share_network": round((rollout - simulator) / whole, 3),
+        "share_update": round(update / whole, 3),
+        "iteration_s": round(whole, 2),
+    }
+
+
+def ppo(args):
+    """Time dbpo_ppo.py on an untrained policy, with one generator call a sample and with two.
+
+    The two take turns. Their logs say how long each iteration spent in the simulator, in the rest
+    of the roll-out (network) and in the update.
+    """
+    task = task_named(args.task)
     rows = {1: [], 2: []}
-    with tempfile.TemporaryDirectory() as tmp:
-        make_policy(args.dims, "cpu", task_named(args.task)).save(Path(tmp) / "init.pt")
+    with tempfile.TemporaryDirectory() as folder:
+        init = Path(folder, "init.pt")
+        make_policy(args.dims, "cpu", task).save(init)
         for turn in range(args.turns):
             for calls in rows:
-                out = Path(tmp) / f"{calls}-{turn}"
-                command = [sys.executable, Path(__file__).with_name("dbpo_ppo.py"), "--init", Path(tmp) / "init.pt",
-                           "--out", out, "--iters", 4, "--calls", calls, "--critic-warmup", 0, "--target-kl", 1e9,
-                           "--lr", 1e-9, "--eval-every", 0, "--episodes", 1, "--device", args.device,
-                           *(x for k in ("envs", "chunks", "threads") if getattr(args, k)
-                             for x in (f"--{k}", getattr(args, k))),
-                           *(["--one-process"] if args.one_process else [])]
-                p = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-                if p.returncode:
-                    raise BadInput(f"dbpo_ppo.py failed: {p.stderr.strip().splitlines()[-1]}")
-                flags = json.loads((out / "flags.json").read_text())["flags"]
-                rows[calls] += [r for r in read_log(out) if "update_s" in r][1:]
-    steps = flags["envs"] * flags["chunks"]
-    found = {}
-    for calls, own in rows.items():
-        sim, roll, up = (np.median([r[k] for r in own]) for k in ("sim_s", "rollout_s", "update_s"))
-        found[calls] = {"rollout_env_steps_per_s": round(steps * TASKS[args.task].T_a / roll),
-                        "update_samples_per_s": round(steps * flags["epochs"] / up),
-                        "share_simulator": round(sim / (roll + up), 3),
-                        "share_network": round((roll - sim) / (roll + up), 3),
-                        "share_update": round(up / (roll + up), 3), "iteration_s": round(roll + up, 2)}
-    ratio = lambda k: round(found[2][k] / found[1][k], 3)
-    return {"envs": flags["envs"], "chunks": flags["chunks"], "epochs": flags["epochs"], "minibatch": flags["batch"],
-            "one_call": found[1], "two_calls": found[2], "iteration_ratio": ratio("iteration_s"),
-            "update_rate_ratio": ratio("update_samples_per_s")}
+                out = Path(folder, f"{calls}-{turn}")
+                flags, own = stage2_run(args, init, out, calls)
+                rows[calls] += own
+    one = rates(rows[1], flags, task.T_a)
+    two = rates(rows[2], flags, task.T_a)
+    update_rate_ratio = two["update_samples_per_s"] / one["update_samples_per_s"]
+    return {
+        "num_envs": flags["num_envs"],
+        "num_steps": flags["num_steps"],
+        "update_epochs": flags["update_epochs"],
+        "minibatch_size": flags["minibatch_size"],
+        "one_call": one,
+        "two_calls": two,
+        "iteration_ratio": round(two["iteration_s"] / one["iteration_s"], 3),
+        "update_rate_ratio": round(update_rate_ratio, 3),
+    }
+
+
+# ---- point clouds --------------------------------------------------------------------------------
+
+
+def rendered_depth(model, data, camera):
+    """A function that returns what the camera sees as points, by MuJoCo's renderer.
+
+    points (size², 3) in world coordinates, as `pointcloud.cast` gives them. Raises ImportError
+    where MUJOCO_GL names no platform: without a display, making a window may crash.
+    """
+    import mujoco
+
+    if os.environ.get("MUJOCO_GL") not in ("egl", "osmesa"):
+        raise ImportError("MUJOCO_GL is not set")
+    pos = np.asarray(camera.pos)
+    ahead = -camera.matrix()[:, 2]
+    free = mujoco.MjvCamera()  # stands where the ray camera does, by azimuth and elevation
+    free.lookat = pos + ahead
+    free.distance = 1.0
+    free.azimuth = np.rad2deg(np.arctan2(ahead[1], ahead[0]))
+    free.elevation = np.rad2deg(np.arcsin(ahead[2]))
+    model.vis.global_.fovy = camera.fovy
+    renderer = mujoco.Renderer(model, camera.size, camera.size)
+    renderer.enable_depth_rendering()
+    rays = camera.directions()
+
+    def points():
+        renderer.update_scene(data, free)
+        depth = renderer.render().ravel()[:, None]  # along the camera's axis, not along the ray
+        return pos + depth / (rays @ ahead)[:, None] * rays
+
+    return points
 
 
 def clouds(args):
-    """Milliseconds of each part of a cloud, and of rendered depth turned into one, in turn on the same state."""
-    env = task_named(args.task if task_named(args.task).points else "metaworld-assembly").env()
-    env.reset(seed=0)
-    model, data, camera = env.model, env.settled(), env.camera
-    low, high = np.asarray(env.box)
-    keep = lambda points: points[((points > low) & (points < high)).all(1)].astype(np.float32)
-    points = keep(cast(model, data, camera)[0])
-    parts = {"settle": env.settled, "all rays": lambda: cast(model, data, camera), "sampling": lambda: farthest(points, 512),
-             "observation": env.observe}
-    parts["promising rays"] = lambda: cast(model, data, camera, only=promising(model, data, camera, env.box))
-    try:
-        if os.environ.get("MUJOCO_GL") not in ("egl", "osmesa"):               # making a window without a display may crash
-            raise ImportError("MUJOCO_GL is not set")
-        renderer = mujoco.Renderer(model, camera.size, camera.size)
-        free = mujoco.MjvCamera()               # where the ray camera stands: its pose as azimuth and elevation
-        ahead = -camera.matrix()[:, 2]
-        free.lookat, free.distance = np.asarray(camera.pos) + ahead, 1.0
-        free.azimuth, free.elevation = np.rad2deg(np.arctan2(ahead[1], ahead[0])), np.rad2deg(np.arcsin(ahead[2]))
-        fovy, model.vis.global_.fovy = model.vis.global_.fovy, camera.fovy
-        renderer.enable_depth_rendering()
-        rays = camera.directions()
+    """Milliseconds of each part of a cloud, and of rendered depth made into one, in turn."""
+    from pointcloud import cast, farthest, promising
+    from task_clouds import N_POINTS
 
-        def rendered():
-            renderer.update_scene(data, free)
-            return farthest(keep(np.asarray(camera.pos) + renderer.render().ravel()[:, None] / (rays @ ahead)[:, None] * rays), 512)
-        parts["rendered depth and sampling"] = rendered
-    except Exception as e:      # the kind depends on the GL platform
-        print(f"rendered depth is not timed: no OpenGL ({type(e).__name__}: {e}): set MUJOCO_GL=egl or osmesa")
-    times = {name: [] for name in parts}
-    for i in range(args.n + 3):
-        for name, part in parts.items():
-            t0 = time.perf_counter()
-            part()
-            times[name].append(time.perf_counter() - t0)
-    return {"points_in_crop": len(points), "rays": camera.size ** 2, **{k: quantiles(v[3:]) for k, v in times.items()}}
+    task = task_named(args.task)
+    if "points" not in task.obs:
+        raise BadInput(f"{task.name} is not seen as a point cloud: give --task metaworld-assembly")
+    env = make_env(task)
+    env.reset(seed=0)
+    model = env.model
+    camera = env.camera
+    data = env.settled()
+    low, high = np.asarray(env.box)
+
+    def crop(points):
+        return points[((points > low) & (points < high)).all(1)].astype(np.float32)
+
+    points = crop(cast(model, data, camera)[0])
+    only = functools.partial(promising, model, data, camera, env.box)
+    parts = {
+        "settle": env.settled,
+        "all rays": lambda: cast(model, data, camera),
+        "sampling": lambda: farthest(points, N_POINTS),
+        "observation": env.observe,
+        "promising rays": lambda: cast(model, data, camera, only=only()),
+    }
+    try:
+        depth = rendered_depth(model, data, camera)
+        parts["rendered depth and sampling"] = lambda: farthest(crop(depth()), N_POINTS)
+    except Exception as e:  # the kind depends on the GL platform
+        print(f"rendered depth is not timed: no OpenGL ({type(e).__name__}: {e}): ", end="")
+        print("set MUJOCO_GL=egl or osmesa")
+    seconds = timed_in_turn(parts, args.n, "cpu")
+    figures = {name: quantiles(s) for name, s in seconds.items()}
+    return {"points_in_crop": len(points), "rays": camera.size**2, **figures}
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+BENCHES = {"train": train, "infer": infer, "latency": latency, "ppo": ppo, "clouds": clouds}
+
+
+def add_benches(p):
+    """Add a subcommand for each benchmark, with the flags that it uses. Returns them by name."""
+    commands = p.add_subparsers(dest="what", required=True, metavar="BENCHMARK")
+    found = {}
+    for name, run in BENCHES.items():
+        words, _, _ = run.__doc__.partition("\n")
+        c = commands.add_parser(name, help=words, description=run.__doc__)
+        c.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
+        c.add_argument("--json", metavar="FILE", help="also write the figures here")
+        found[name] = c
+    return found
+
+
+def parse(argv=None):
+    """The command's flags."""
+    p = Parser(
+        "Time what this project claims, as ratios that are measured in one run.",
+        examples=[
+            "python bench.py train --batch 128 --K 8",
+            "python bench.py infer --compile",
+            "python bench.py latency",
+            "python bench.py ppo --task hopper --dims 64 128",
+            "python bench.py clouds --task metaworld-door-open",
+        ],
+    )
+    benches = add_benches(p)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name in ("train", "infer", "latency", "ppo"):
+        benches[name].add_argument("--device", default=default_device, help="torch device")
+    for name in ("train", "infer", "latency", "clouds"):
+        benches[name].add_argument("--n", type=int, default=200, help="timed repetitions")
+    for name in ("train", "latency", "ppo"):
+        benches[name].add_argument(
+            "--dims", type=int, nargs="+", default=list(SMALL), metavar="C", help="U-Net channels"
+        )
+    for name in ("infer", "latency"):
+        benches[name].add_argument(
+            "--compile", action="store_true", help="also torch.compile; needs a C++ compiler"
+        )
+
+    c = benches["train"]
+    c.add_argument("--batch", type=int, default=32, metavar="B", help="observations")
+    c.add_argument("--K", type=int, default=4, help="hypotheses")
+    c.add_argument(
+        "--temp", type=float, nargs="+", default=[0.2], metavar="TAU", help="temperatures"
+    )
+    c.add_argument(
+        "--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step"
+    )
+
+    c = benches["ppo"]
+    c.add_argument("--task", default="pusht", help="a task; `python envs.py` lists them")
+    c.add_argument("--num-envs", type=int, help="simulators; dbpo_ppo.py's default if not given")
+    c.add_argument("--num-steps", type=int, help="chunk steps an iteration; likewise")
+    c.add_argument("--turns", type=int, default=2, help="runs of each kind, in turn")
+    c.add_argument("--one-process", action="store_true", help="all simulators in one process")
+
+    c = benches["clouds"]
+    c.add_argument("--task", default="metaworld-assembly", help="a task seen as a point cloud")
+    return p.parse_args(argv)
 
 
 def main():
-    p = Parser(__doc__)
-    p.add_argument("what", choices=("train", "infer", "latency", "ppo", "clouds"))
-    p.add_argument("--task", default="pusht", choices=list(TASKS), help="task (ppo, clouds)")
-    p.add_argument("--envs", type=int, help="simulators; dbpo_ppo.py's default if not given (ppo)")
-    p.add_argument("--chunks", type=int, help="chunk steps an iteration; likewise (ppo)")
-    p.add_argument("--turns", type=int, default=2, help="runs of each kind, in turn (ppo)")
-    p.add_argument("--one-process", action="store_true", help="all simulators in one process (ppo)")
-    p.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="U-Net channels (train, latency, ppo)")
-    p.add_argument("--batch", type=int, default=32, help="observations B (train)")
-    p.add_argument("--K", type=int, default=4, help="hypotheses K (train)")
-    p.add_argument("--temp", type=float, nargs="+", default=[0.2], help="temperatures tau (train)")
-    p.add_argument("--mode", choices=("chunk", "step"), default="chunk", help="drift over chunks or per step (train)")
-    p.add_argument("--n", type=int, default=200, help="timed repetitions")
-    p.add_argument("--compile", action="store_true", help="also torch.compile (infer, latency; needs a C++ compiler)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    p.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
-    p.add_argument("--json", help="also write the figures here")
-    args = p.parse_args()
-    above_zero(args, "n", "turns", "envs", "chunks", "batch", "K", "temp", "threads")
-    check_device(args.device)
+    """Run one benchmark; print its figures as JSON, and write them."""
+    args = parse()
+    numbers = ("n", "turns", "num_envs", "num_steps", "batch", "K", "temp", "dims", "threads")
+    above_zero(args, *(name for name in numbers if name in args))
+    if "device" in args:
+        check_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    figures = {"train": train, "infer": infer, "latency": latency, "ppo": ppo, "clouds": clouds}[args.what](args)
+    figures = BENCHES[args.what](args)
     result = {"bench": args.what, "flags": vars(args), "versions": versions(), **figures}
-    print(json.dumps(result, indent=1))
+    text = json.dumps(result, indent=1)
+    print(text)
     if args.json:
-        atomic(args.json, lambda f: f.write(json.dumps(result, indent=1).encode()))
+        atomic(args.json, lambda f: f.write(text.encode()))
 
 
 if __name__ == "__main__":

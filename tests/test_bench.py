@@ -1,58 +1,118 @@
-"""bench.py: it runs, reports what its header promises, and its ratios are numbers. No timing is asserted."""
+"""bench.py: it runs, reports what its header promises, and its ratios are numbers.
+
+No timing is asserted, but that more network evaluations take longer.
+"""
+
 import json
 import math
 import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import bench
+import dbpo_ppo
+import unet
 from conftest import cli as cli_run
-from runs import cli
+from conftest import make_renderer
+from dbpo_loss import Actor
+from envs import TASKS, make_env
+from pointcloud import cast
+from runs import BadInput, cli
 
 
-def timed(row):
-    return set(row) == {"p50_ms", "p99_ms", "hz"} and all(math.isfinite(v) and v > 0 for v in row.values()) \
+def is_timing(row):
+    """Whether a row holds quantiles, and they are possible."""
+    return (
+        set(row) == {"p50_ms", "p99_ms", "hz"}
+        and all(math.isfinite(v) and v > 0 for v in row.values())
         and row["p50_ms"] <= row["p99_ms"]
+    )
 
 
 def test_quantiles_by_hand():
-    assert bench.quantiles([0.001] * 50 + [0.002] + [0.003] * 50) == {"p50_ms": 2.0, "p99_ms": 3.0, "hz": 500.0}
+    seconds = [0.001] * 50 + [0.002] + [0.003] * 50
+    assert bench.quantiles(seconds) == {"p50_ms": 2.0, "p99_ms": 3.0, "hz": 500.0}
 
 
-@pytest.mark.parametrize("mode,temp", [("chunk", [0.2]), ("step", [0.1, 0.5])])
+def test_calls_take_turns():
+    made = []
+    calls = {"a": lambda: made.append("a"), "b": lambda: made.append("b")}
+    seconds = bench.timed_in_turn(calls, 2, "cpu", warm=1)
+    assert "".join(made) == "ababab" and {k: len(s) for k, s in seconds.items()} == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize("name", ["pusht", "hopper", "metaworld-reach"])
+def test_policies_and_observations_of_a_task(name):
+    """They fit each other and the task, whatever it sees."""
+    task = TASKS[name]
+    policy = bench.make_policy((8, 16), "cpu", task)
+    chunk = policy.act(bench.random_obs(policy, 3))
+    assert chunk.shape == (3, task.T_p, task.D_a)
+
+
+@pytest.mark.parametrize("mode, temp", [("chunk", [0.2]), ("step", [0.1, 0.5])])
 def test_train(monkeypatch, mode, temp):
     seen = []
     real = bench.chunk_loss
-    monkeypatch.setattr(bench, "chunk_loss", lambda x, pos, **kw: seen.append((tuple(x.shape), kw)) or real(x, pos, **kw))
-    r = bench.train(Namespace(dims=[8, 16], batch=3, K=2, temp=temp, mode=mode, device="cpu", n=3))
-    assert set(r) == {"drift_step", "mse_step", "ratio_p50", "ratio_quartiles", "ratio_to_K1", "drift_loss_alone",
-                      "peak_mb"}
+
+    def recorded(x, pos, **kw):
+        seen.append((tuple(x.shape), kw))
+        return real(x, pos, **kw)
+
+    monkeypatch.setattr(bench, "chunk_loss", recorded)
+    args = Namespace(dims=[8, 16], batch=3, K=2, temp=temp, mode=mode, device="cpu", n=3)
+    r = bench.train(args)
+    assert set(r) == {
+        "drift_step",
+        "mse_step",
+        "ratio_p50",
+        "ratio_quartiles",
+        "ratio_to_K1",
+        "drift_loss_alone",
+        "peak_mb",
+    }
     assert 50 < r["peak_mb"] < 100_000
-    assert all(timed(r[k]) for k in ("drift_step", "mse_step", "drift_loss_alone"))
+    assert all(is_timing(r[k]) for k in ("drift_step", "mse_step", "drift_loss_alone"))
     assert 0 < r["ratio_quartiles"][0] <= r["ratio_p50"] <= r["ratio_quartiles"][1] < math.inf
     assert 0 < r["ratio_to_K1"] < math.inf
-    assert {s[0] for s in seen} == {(3, 2, 16, 2), (3, 1, 16, 2)} and all(s[1] == {"temps": temp, "mode": mode} for s in seen)
+    assert {shape for shape, _ in seen} == {(3, 2, 16, 2), (3, 1, 16, 2)}
+    assert all(kw == {"temps": temp, "mode": mode} for _, kw in seen)
 
 
 def test_infer(monkeypatch):
-    """Both networks are timed (their sizes cut down here), each act call as it is at batch 1."""
-    asked, real = [], bench.make_policy
-    monkeypatch.setattr(bench, "make_policy", lambda dims, device: asked.append(dims) or real((8, 16), device))
+    """Both networks are timed (their sizes are cut down here), each act call at batch 1."""
+    asked = []
+    real = bench.make_policy
+
+    def tiny(dims, device):
+        asked.append(dims)
+        return real((8, 16), device)
+
+    monkeypatch.setattr(bench, "make_policy", tiny)
     r = bench.infer(Namespace(device="cpu", n=3, compile=False))
     assert asked == [(64, 128, 256), (512, 1024, 2048)]
-    assert set(r) == {"small eager", "paper eager"} and all(map(timed, r.values()))
+    assert set(r) == {"small eager", "paper eager"} and all(map(is_timing, r.values()))
 
 
 def test_latency():
     """Every method acts with the evaluations its row names, counted; the ratios are of the p50s."""
     r = bench.latency(Namespace(dims=(8, 16), device="cpu", n=2, compile=False))
-    assert {k: v["nfe"] for k, v in r.items()} == {"generator alone, eager": 1, "dbp, 1 NFE, eager": 1, "meanflow, 1 NFE, eager": 1,
-                                                   "diffusion, 10 NFE, eager": 10, "diffusion, 100 NFE, eager": 100}
+    assert {name: row["nfe"] for name, row in r.items()} == {
+        "generator alone, eager": 1,
+        "dbp, 1 NFE, eager": 1,
+        "meanflow, 1 NFE, eager": 1,
+        "diffusion, 10 NFE, eager": 10,
+        "diffusion, 100 NFE, eager": 100,
+    }
+    dbp = r["dbp, 1 NFE, eager"]["p50_ms"]
     for row in r.values():
-        assert row["ratio_to_dbp"] == pytest.approx(row["p50_ms"] / r["dbp, 1 NFE, eager"]["p50_ms"], rel=0.02)
-    assert r["diffusion, 100 NFE, eager"]["ratio_to_generator"] > r["diffusion, 10 NFE, eager"]["ratio_to_generator"] > 3
+        assert row["ratio_to_dbp"] == pytest.approx(row["p50_ms"] / dbp, rel=0.02)
+    ten = r["diffusion, 10 NFE, eager"]["ratio_to_generator"]
+    assert r["diffusion, 100 NFE, eager"]["ratio_to_generator"] > ten > 3
 
 
 def test_command(tmp_path, monkeypatch, capsys):
@@ -61,45 +121,127 @@ def test_command(tmp_path, monkeypatch, capsys):
     cli(bench.main)
     result = json.loads((tmp_path / "b.json").read_text())
     assert json.loads(capsys.readouterr().out) == result
-    assert result["bench"] == "train" and result["flags"]["K"] == 2 and "torch" in result["versions"]
-    assert math.isfinite(result["ratio_p50"])
+    assert result["bench"] == "train" and result["flags"]["K"] == 2
+    assert "torch" in result["versions"] and math.isfinite(result["ratio_p50"])
 
 
-def test_bad_n(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", "bench.py infer --n 0".split())
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("infer --n 0", "--n must be above 0, not 0"),
+        ("train --dims 8 -8", "--dims must be above 0, not -8"),
+        ("infer --K 4", "unrecognized arguments: --K 4 (see --help)"),
+        ("clouds --task pusht", "pusht is not seen as a point cloud"),
+    ],
+)
+def test_bad_input(monkeypatch, capsys, command, message):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *command.split()])
     with pytest.raises(SystemExit) as e:
         cli(bench.main)
-    assert e.value.code == 2 and capsys.readouterr().err == "error: --n must be above 0, not 0\n"
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1
 
 
-def test_ppo(tmp_path):
+def test_two_generator_calls_are_made_by_the_actor_alone(monkeypatch):
+    """They change the cost, not the mean action, and neither the anchor nor the evaluation."""
+    generate = unet.UNet1d.generate
+    made = []
+
+    def counted(net, z, h):
+        made.append(len(z))
+        return generate(net, z, h)
+
+    policy = bench.make_policy((8, 16), "cpu")
+    actor = Actor(policy, 0.1, (0.05, 0.2))
+    obs = bench.random_obs(policy, 3)
+    z = policy.latent(3)
+    wanted, _ = actor(obs, z)
+    found = []
+
+    def train(args):
+        found.append(actor(obs, z)[0])
+        made.append("anchor")
+        policy(obs, z)
+
+    monkeypatch.setattr(unet.UNet1d, "forward", unet.UNet1d.forward)  # to be put back in the end
+    monkeypatch.setattr(unet.UNet1d, "generate", counted)
+    monkeypatch.setattr(dbpo_ppo, "train", train)
+    monkeypatch.setattr(dbpo_ppo, "parse", lambda argv=None: None)
+    bench.stage2(2)
+    assert made == [3, 3, "anchor", 3]
+    torch.testing.assert_close(found[0], wanted)
+
+
+def test_ppo():
     """The real trainer is timed, with one generator call a sample and with two."""
-    code, out, err = cli_run("bench.py", "ppo", "--task", "hopper", "--dims", 8, 16, "--envs", 2, "--chunks", 4, "--turns", 1,
-                                "--one-process", "--device", "cpu", "--threads", 1)
+    flags = "--task hopper --dims 8 16 --num-envs 2 --num-steps 4 --turns 1 --one-process"
+    code, out, err = cli_run("bench.py", "ppo", *flags.split(), "--device", "cpu", "--threads", 1)
     assert code == 0, err
     r = json.loads(out)
-    assert (r["envs"], r["chunks"]) == (2, 4)
+    assert (r["num_envs"], r["num_steps"]) == (2, 4)
     for calls in ("one_call", "two_calls"):
-        shares = [r[calls][f"share_{k}"] for k in ("simulator", "network", "update")]
-        assert min(shares) > 0 and sum(shares) == pytest.approx(1, abs=0.01) and r[calls]["update_samples_per_s"] > 0
+        shares = [r[calls][f"share_{part}"] for part in ("simulator", "network", "update")]
+        assert min(shares) > 0 and sum(shares) == pytest.approx(1, abs=0.01)
+        assert r[calls]["update_samples_per_s"] > 0
     assert r["iteration_ratio"] > 0
+
+
+def test_rates_by_hand():
+    """Medians over the iterations: 10 chunks of 4 steps in 2 s, 3 passes over them in 6 s."""
+    rows = [
+        {"sim_s": 1.0, "rollout_s": 2.0, "update_s": 6.0},
+        {"sim_s": 1.0, "rollout_s": 2.0, "update_s": 6.0},
+        {"sim_s": 9.0, "rollout_s": 9.0, "update_s": 9.0},
+    ]
+    flags = {"num_envs": 2, "num_steps": 5, "update_epochs": 3}
+    assert bench.rates(rows, flags, 4) == {
+        "rollout_env_steps_per_s": 20,
+        "update_samples_per_s": 5,
+        "share_simulator": 0.125,
+        "share_network": 0.125,
+        "share_update": 0.75,
+        "iteration_s": 8.0,
+    }
 
 
 def test_clouds():
     r = bench.clouds(Namespace(task="metaworld-reach", n=2))
-    assert r["rays"] == 84 ** 2 and 100 < r["points_in_crop"] < 84 ** 2
-    assert all(timed(r[k]) for k in ("settle", "promising rays", "all rays", "sampling", "observation"))
+    assert r["rays"] == 84**2 and 100 < r["points_in_crop"] < 84**2
+    for part in ("settle", "promising rays", "all rays", "sampling", "observation"):
+        assert is_timing(r[part])
+
+
+def test_rendered_depth_lands_where_the_rays_do():
+    """The renderer's points are those of the rays, but for the edges of geoms."""
+    env = make_env(TASKS["metaworld-reach"])
+    env.reset(seed=0)
+    make_renderer(env.model, 8).close()  # skips without OpenGL
+    data = env.settled()
+    points = bench.rendered_depth(env.model, data, env.camera)()
+    hit, _ = cast(env.model, data, env.camera)
+    assert np.nanmedian(np.linalg.norm(points - hit, axis=1)) < 0.01
 
 
 def test_cost_ratios(monkeypatch):
     """Eq. 58: each batch against its own K = 1."""
+
     def run(command, **kw):
-        flag = lambda name: command[command.index(name) + 1]
-        B, K = int(flag("--batch")), int(flag("--K"))
-        Path(flag("--json")).write_text(json.dumps({"drift_step": {"p50_ms": B * K}, "ratio_to_K1": (1 + K) / 2,
-                                                       "peak_mb": B + K}))
+        flags = dict(zip(command[3::2], command[4::2]))
+        B = int(flags["--batch"])
+        K = int(flags["--K"])
+        found = {"drift_step": {"p50_ms": B * K}, "ratio_to_K1": (1 + K) / 2, "peak_mb": B + K}
+        Path(flags["--json"]).write_text(json.dumps(found))
         return Namespace(returncode=0)
+
     monkeypatch.setattr(bench.subprocess, "run", run)
     rows = bench.cost(Namespace(dims=["auto"], device=None, threads=None))
-    assert len(rows) == 15 and [r["r_time"] for r in rows[5:10]] == [1, 1.5, 2.5, 4.5, 8.5]
+    assert len(rows) == 15
+    assert [row["r_time"] for row in rows[5:10]] == [1, 1.5, 2.5, 4.5, 8.5]
     assert rows[-1]["r_memory"] == round((128 + 16) / (128 + 1), 3)
+
+
+def test_cost_says_what_failed(monkeypatch):
+    failed = Namespace(returncode=2, stderr="a warning\nerror: no such device\n")
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, **kw: failed)
+    with pytest.raises(BadInput, match="B 32, K 1 failed: error: no such device"):
+        bench.cost(Namespace(dims=None, device="cuda:9", threads=None))
