@@ -34,10 +34,22 @@ from envs import make_env, task_named
 from evaluate import rollout
 from formats import read, save_minari, save_npz
 from policy import Policy
-from runs import BadInput, Parser, above_zero, atomic, cli
+from runs import BadInput, Parser, above_zero, atomic, cli, refuse_flags
 from task_locomotion import LAST, record, train
 
 MAX_STARTS = 100_000  # start states after which collecting from policies is given up
+# How demonstrations are collected -> the flags that this way alone uses, and their defaults.
+WAYS = {
+    "a task's own expert": {"workers": None, "states": None},
+    "an agent that is trained here": {
+        "until": None,
+        "record_steps": None,
+        "max_steps": 3_000_000,
+        "envs": 8,
+        "threads": 1,
+    },
+    "policies": {"init": None, "tries": 6, "T_a": None, "z_scale": 1.0},
+}
 STORED = {1: np.float32, 2: np.float16, 3: np.uint8}  # an observation's axes -> its dtype in files
 
 
@@ -155,11 +167,8 @@ def from_agent(args, task, episodes, out):
     """
     import torch
 
-    if args.until is None or args.init:
-        raise BadInput(
-            f"{task.name} is recorded from an agent trained here: give --until RETURN, and no "
-            "--init"
-        )
+    if args.until is None:
+        raise BadInput(f"{task.name} is recorded from an agent trained here: give --until RETURN")
     if Path(out).exists():  # which save_minari() would tell only after minutes of training
         raise BadInput(f"{out} exists: name a new folder with --out, or move it away")
     torch.set_num_threads(args.threads)
@@ -287,18 +296,18 @@ def parse():
     )
     g.add_argument("--record-steps", type=int, help="begin no episode after this many steps")
     g.add_argument(
-        "--max-steps", type=int, default=3_000_000, help="training steps before giving up"
+        "--max-steps", type=int, help="training steps before giving up; 3000000 if not given"
     )
-    g.add_argument("--envs", type=int, default=8, help="environments that the agent trains in")
-    g.add_argument("--threads", type=int, default=1, help="torch threads")
+    g.add_argument("--envs", type=int, help="environments that the agent trains in; 8 if not given")
+    g.add_argument("--threads", type=int, help="torch threads; 1 if not given")
     g = p.add_argument_group("Push-T")
     g.add_argument(
         "--init", nargs="+", metavar="CKPT", help="checkpoints of the policies that act, in turn"
     )
-    g.add_argument("--tries", type=int, default=6, help="tries from each start state")
+    g.add_argument("--tries", type=int, help="tries from each start state; 6 if not given")
     g.add_argument("--T-a", type=int, help="executed steps T_a, instead of the checkpoint's")
     g.add_argument(
-        "--z-scale", type=float, default=1.0, help="the standard deviation of the latents"
+        "--z-scale", type=float, help="the standard deviation of the latents; 1 if not given"
     )
     args = p.parse_args()
     above_zero(
@@ -371,16 +380,33 @@ def run_policies(args, task):
     print(f"{out}: {len(lengths)} successful episodes from {starts} start states, {tell(lengths)}")
 
 
+def fill_way(args, task):
+    """Give the flags of the task's way their defaults; refuse those of the others -> the way."""
+    way = "policies"
+    if task.expert:
+        way = "a task's own expert"
+    elif task.minari:
+        way = "an agent that is trained here"
+    for other, flags in WAYS.items():
+        if other != way:
+            refuse_flags(args, flags, f"{task.name}, which is recorded from {way}")
+    for name, value in WAYS[way].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return way
+
+
 def main():
     """Collect demonstrations in the way that the task has."""
     args = parse()
     task = task_named(args.task)
-    if task.expert:
+    way = fill_way(args, task)
+    if way == "a task's own expert":
         run_expert(args, task)
-    elif task.minari:
-        run_agent(args, task)
-    else:
+    elif way == "policies":
         run_policies(args, task)
+    else:
+        run_agent(args, task)
 
 
 if __name__ == "__main__":

@@ -140,8 +140,10 @@ def test_no_episodes_asked(tmp_path, monkeypatch, capsys):
     "args, word",
     [
         ("--task hopper", "--until"),
-        ("--task hopper --until 1 --init a.pt", "no --init"),
+        ("--task hopper --until 1 --init a.pt", "--init is not used"),
         ("--task pusht", "--init"),
+        ("--task pusht --init a.pt --until 9", "--until is not used by pusht"),
+        ("--task metaworld-assembly --tries 3", "--tries is not used"),
         ("--task hopper --until 1 --out {tmp}", "exists"),
         ("--task hopper --until 1 --envs 0", "--envs"),
         ("--task hopper --until 1 --record-steps -1", "--record-steps"),
