@@ -22,7 +22,7 @@ import baselines
 from beyond import Memory, spread_outputs
 from data import Windows, load
 from drift import chunk_loss
-from envs import defaults_of, task_named
+from envs import defaults_of, task_list, task_named
 from evaluate import evaluate, line, log_score
 from policy import Policy, data_ranges
 from runs import (
@@ -538,7 +538,7 @@ def parse(argv=None):
         ],
     )
     g = p.add_argument_group("task and data")
-    g.add_argument("--task", default="pusht", help="a task that `python envs.py` lists")
+    g.add_argument("--task", default="pusht", help=f"one of {task_list()}")
     g.add_argument(
         "--data",
         metavar="PATH",

@@ -38,23 +38,6 @@ from runs import (
 
 RAMP = 5  # iterations in which the actor's learning rate rises to --lr (note 24)
 CHOICE_SEED = 200_000  # the first start seed of the evaluations that choose best.pt
-# The defaults of a task that has none of its own, per chunk of 4 steps.
-GENERAL = {
-    "num_envs": 32,
-    "num_steps": 128,
-    "num_iterations": 150,
-    "minibatch_size": 1024,
-    "update_epochs": 4,
-    "lr": 5e-5,
-    "target_kl": 0.06,
-    "sigma": 0.1,
-    "sigma_range": (0.05, 0.2),
-    "gae_lambda": 0.95,
-    "anchor": 0.3,
-    "anchor_iters": 50,
-    "success_bonus": 0.0,
-    "shaping": 0.0,
-}
 FREE_ON_RESUME = {
     "resume",
     "out",
@@ -779,14 +762,13 @@ def policy_and_task(args):
 
 def fill_defaults(args, task):
     """Give the task's flags their defaults; refuse flags that have no use with the others."""
-    defaults = {**GENERAL, **task.stage2}
     if task.score == "sum" and args.success_bonus:
         raise BadInput(f"--success-bonus: {task.name} knows no success, leave it out")
     if args.shaping and not task.potential:
         raise BadInput(f"--shaping: {task.name} has no potential, leave it out")
     if args.anchor == 0:
         refuse_flags(args, ("anchor_final", "anchor_iters"), "--anchor 0")
-    for k, value in defaults.items():
+    for k, value in task.stage2.items():
         if getattr(args, k) is None:
             setattr(args, k, value)
     if args.anchor_final is None:

@@ -58,6 +58,15 @@ def defaults_of(flag, stage="stage1"):
     return "{" + ", ".join(found) + "}"
 
 
+def task_list():
+    """The tasks for --help; of a large suite an example and the number."""
+    names = []
+    for suite in dict.fromkeys(task.suite for task in TASKS.values()):
+        own = [task.name for task in TASKS.values() if task.suite == suite]
+        names += own if len(own) < 6 else [f"{own[0]} and {len(own) - 1} more of {suite}"]
+    return f"{', '.join(names)}; `python envs.py` lists them all"
+
+
 def plain(value):
     """A default as it would be typed."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from envs import make_env, task_named
+from envs import make_env, task_list, task_named
 from evaluate import rollout
 from formats import read, save_minari, save_npz
 from policy import Policy
@@ -268,7 +268,7 @@ def parse():
             "python experts.py --task pusht --init a.pt b.pt --episodes 300 --out my_demos.npz",
         ),
     )
-    p.add_argument("--task", default="pusht", help="the task; `python envs.py` lists all")
+    p.add_argument("--task", default="pusht", help=f"one of {task_list()}")
     p.add_argument(
         "--episodes", type=int, help="episodes to keep; 10 of a point-cloud task, or 300"
     )

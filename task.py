@@ -18,6 +18,25 @@ import numpy as np
 
 from runs import BadInput
 
+# What Stage 2 takes where neither a flag nor the task says otherwise, per chunk of about 4 steps.
+# These were found on Hopper.
+PPO_DEFAULTS = {
+    "num_envs": 32,
+    "num_steps": 128,
+    "num_iterations": 150,
+    "minibatch_size": 1024,
+    "update_epochs": 4,
+    "lr": 5e-5,
+    "target_kl": 0.06,
+    "sigma": 0.1,
+    "sigma_range": (0.05, 0.2),
+    "gae_lambda": 0.95,
+    "anchor": 0.3,
+    "anchor_iters": 50,
+    "success_bonus": 0.0,
+    "shaping": 0.0,
+}
+
 
 def dtype_of(shape):
     """The dtype of an observation of that shape: uint8 for pictures (three axes), else float32."""
@@ -75,11 +94,12 @@ class Task:
 
     # What the trainers take where a flag is not given, and what the paper reports.
     stage1: dict = field(default_factory=dict)  # flags of dbp_train.py
-    stage2: dict = field(default_factory=dict)  # flags of dbpo_ppo.py
+    stage2: dict = field(default_factory=dict)  # flags of dbpo_ppo.py; PPO_DEFAULTS are added
     paper: dict = field(default_factory=dict)  # method -> the paper's figure
 
     def __post_init__(self):
         check_horizons(self.T_o, self.T_p, self.T_a)
+        object.__setattr__(self, "stage2", {**PPO_DEFAULTS, **self.stage2})  # the task is frozen
 
     @property
     def specs(self):

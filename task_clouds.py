@@ -211,7 +211,6 @@ def metaworld_task(name, group):
         episodes=20,
         data=(f"metaworld-{name}.npz",),
         expert=partial(scripted, name),
-        stage2=STAGE2,
         paper=PAPER[group],
     )
 
@@ -389,29 +388,12 @@ def adroit_task(name, scene):
         data=(f"adroit-{name}.npz",),
         expert=partial(replayed, name),
         count_states=partial(count_recorded, name),
-        stage2=STAGE2,
         paper=PAPER[f"adroit-{name}"],
     )
 
 
 # ---- the tasks -----------------------------------------------------------------------------------
 
-STAGE2 = {  # per chunk of 3 steps
-    "num_envs": 32,
-    "num_steps": 128,
-    "num_iterations": 150,
-    "minibatch_size": 1024,
-    "update_epochs": 4,
-    "lr": 5e-5,
-    "target_kl": 0.06,
-    "sigma": 0.1,
-    "sigma_range": (0.05, 0.2),
-    "gae_lambda": 0.95,
-    "anchor": 0.3,
-    "anchor_iters": 50,
-    "success_bonus": 0.0,
-    "shaping": 0.0,
-}
 PAPER = {  # Table II. Meta-World's figures are means over the tasks of a group.
     "easy": {"DBP": 0.917},
     "medium": {"DBP": 0.903},

@@ -186,24 +186,7 @@ def record(act, task, episodes, *, start_seed, max_steps=None):
 
 # ---- the tasks -----------------------------------------------------------------------------------
 
-STAGE2 = {  # per chunk of 4 steps
-    "num_envs": 32,
-    "num_steps": 128,
-    "num_iterations": 150,
-    "minibatch_size": 1024,
-    "update_epochs": 4,
-    "lr": 5e-5,
-    "target_kl": 0.06,
-    "sigma": 0.1,
-    "sigma_range": (0.05, 0.2),
-    "gae_lambda": 0.95,
-    "anchor": 0.3,
-    "anchor_iters": 50,
-    "success_bonus": 0.0,
-    "shaping": 0.0,
-}
-STAGE2_ANT = {  # Ant stands still with less noise or a smaller learning rate
-    **STAGE2,
+ANT_STAGE2 = {  # Ant stands still with less noise or a smaller learning rate
     "lr": 2e-4,
     "sigma": 0.2,
     "sigma_range": (0.06, 0.5),
@@ -212,7 +195,7 @@ STAGE2_ANT = {  # Ant stands still with less noise or a smaller learning rate
 }
 
 
-def locomotion_task(name, env_id, S, D_a, stage2=STAGE2):
+def locomotion_task(name, env_id, S, D_a, stage2=None):
     """A task of this suite; S: the size of the state, D_a: that of an action."""
     return Task(
         name=name,
@@ -229,7 +212,7 @@ def locomotion_task(name, env_id, S, D_a, stage2=STAGE2):
         data=(f"mujoco/{name}/medium-v0", f"{name}-medium"),
         minari=f"mujoco/{name}/medium-v0",
         env_id=env_id,
-        stage2=stage2,
+        stage2=stage2 or {},
     )
 
 
@@ -237,5 +220,5 @@ TASKS = [
     locomotion_task("hopper", "Hopper-v5", S=11, D_a=3),
     locomotion_task("walker2d", "Walker2d-v5", S=17, D_a=6),
     locomotion_task("halfcheetah", "HalfCheetah-v5", S=17, D_a=6),
-    locomotion_task("ant", "Ant-v5", S=105, D_a=8, stage2=STAGE2_ANT),
+    locomotion_task("ant", "Ant-v5", S=105, D_a=8, stage2=ANT_STAGE2),
 ]
