@@ -100,7 +100,7 @@ def drift_loss(x, pos, neg=None, *, temps=(0.2,), w_x=None, w_pos=None, w_neg=No
 
     The arguments and info are as in `drift`. Returns the loss (..., B) and info. Only x receives a
     gradient. The value stays near the number of temperatures whatever the fit is, because of
-    Eq. 36: watch `s` and `force_rms` instead.
+    Eq. 36 (note 26): watch `s` and `force_rms` instead.
     """
     V, scale, info = drift(x, pos, neg, temps=temps, w_x=w_x, w_pos=w_pos, w_neg=w_neg)
     with torch.autocast(x.device.type, enabled=False):

@@ -248,12 +248,15 @@ def what_the_policy_sees(task, seed):
     obs, _ = env.reset(seed=seed)
     clouds = [name for name, shape in task.obs.items() if len(shape) == 2]
     cameras = [name for name, shape in task.obs.items() if dtype_of(shape) == "uint8"]
-    figure = Figure(figsize=(4 * (2 + len(cameras) + len(clouds)), 4), layout="constrained")
-    figure.suptitle(f"{task.name}, start seed {seed}")
     panels = 2 + len(cameras) + len(clouds)
+    figure = Figure(figsize=(4 * panels, 4), layout="constrained")
+    figure.suptitle(f"{task.name}, start seed {seed}")
     scene = figure.add_subplot(1, panels, 1)
-    scene.imshow(env.render())
     scene.set(xticks=[], yticks=[], title="the scene")
+    try:
+        scene.imshow(env.render())
+    except NotImplementedError:  # gymnasium's own render() of an environment that has none
+        scene.set(title="the scene: there is no render()")
     for i, name in enumerate(cameras):
         axes = figure.add_subplot(1, panels, 2 + i)
         axes.imshow(obs[name])

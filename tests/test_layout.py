@@ -22,7 +22,7 @@ FLOORS = (
     ("evaluate", "toy"),
     ("data", "modes"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
-    ("bench", "report"),
+    ("bench", "report", "figures"),
     ("reproduce",),
 )
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
