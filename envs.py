@@ -20,7 +20,7 @@ import task_clouds
 import task_locomotion
 import task_pusht
 from download import find
-from runs import BadInput, Parser, atomic, cli
+from runs import BadInput, Parser, atomic, cli, refuse_flags
 from task import Chunked, dtype_of
 
 SUITES = (task_pusht, task_locomotion, task_clouds)
@@ -48,13 +48,13 @@ def defaults_of(flag, stage="stage1"):
     found = []
     for suite in dict.fromkeys(task.suite for task in TASKS.values()):
         values = {
-            task.name: getattr(task, stage).get(flag, getattr(task, flag, None))
+            task.name: plain(getattr(task, stage).get(flag, getattr(task, flag, None)))
             for task in TASKS.values()
             if task.suite == suite
         }
         usual = Counter(values.values()).most_common(1)[0][0]
         others = {name: value for name, value in values.items() if value != usual}
-        found += [f"{name}: {plain(value)}" for name, value in {suite: usual, **others}.items()]
+        found += [f"{name}: {value}" for name, value in {suite: usual, **others}.items()]
     return "{" + ", ".join(found) + "}"
 
 
@@ -69,7 +69,7 @@ def task_list():
 
 def plain(value):
     """A default as it would be typed."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 # ---- environments -------------------------------------------------------------------------------
@@ -82,7 +82,8 @@ def make_env(task):
     try:
         return task.env()
     except ImportError as e:
-        raise BadInput(f"{task.name} needs {e.name}: pip install {task.needs}") from e
+        cure = f"pip install {task.needs}" if task.needs else "install it"
+        raise BadInput(f"{task.name} needs {e.name or e}: {cure}") from e
 
 
 def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0, hold=True):
@@ -246,9 +247,10 @@ def what_the_policy_sees(task, seed):
 
     env = make_env(task)
     obs, _ = env.reset(seed=seed)
+    numbers = [name for name, shape in task.obs.items() if len(shape) == 1]
     clouds = [name for name, shape in task.obs.items() if len(shape) == 2]
     cameras = [name for name, shape in task.obs.items() if dtype_of(shape) == "uint8"]
-    panels = 2 + len(cameras) + len(clouds)
+    panels = 1 + len(task.obs)
     figure = Figure(figsize=(4 * panels, 4), layout="constrained")
     figure.suptitle(f"{task.name}, start seed {seed}")
     scene = figure.add_subplot(1, panels, 1)
@@ -264,15 +266,17 @@ def what_the_policy_sees(task, seed):
     for i, name in enumerate(clouds):
         place = 2 + len(cameras) + i
         axes = figure.add_subplot(1, panels, place, projection="3d", elev=25, azim=-60)
-        draw(axes, obs[name], env.unwrapped.box)
+        whole = (obs[name].min(0), obs[name].max(0))
+        draw(axes, obs[name], getattr(env.unwrapped, "box", whole))
         axes.set(title=f"{name}, metres")
-    axes = figure.add_subplot(1, panels, panels)
-    if task.sketch:
-        task.sketch(axes, obs)
-    else:
-        axes.barh(np.arange(len(obs["state"])), obs["state"])
-        axes.set(title="state, the simulator's units", ylabel="place in the vector")
-        axes.invert_yaxis()
+    for i, name in enumerate(numbers):
+        axes = figure.add_subplot(1, panels, 2 + len(cameras) + len(clouds) + i)
+        if task.sketch:
+            task.sketch(axes, obs)
+        else:
+            axes.barh(np.arange(len(obs[name])), obs[name])
+            axes.set(title=f"{name}, the simulator's units", ylabel="place in the vector")
+            axes.invert_yaxis()
     env.close()
     return figure
 
@@ -282,12 +286,14 @@ def main():
     p = Parser(__doc__)
     p.add_argument("--task", help="draw this task instead of listing all")
     p.add_argument("--png", help="the picture to write; TASK.png if not given")
-    p.add_argument("--seed", type=int, default=100_000, help="the start seed that is drawn")
+    p.add_argument("--seed", type=int, help="the start seed that is drawn; 100000 if not given")
     args = p.parse_args()
     if not args.task:
+        refuse_flags(args, ("png", "seed"), "the list of tasks (no --task)")
         return list_tasks()
     png = args.png or f"{args.task}.png"
-    figure = what_the_policy_sees(task_named(args.task), args.seed)
+    seed = 100_000 if args.seed is None else args.seed
+    figure = what_the_policy_sees(task_named(args.task), seed)
     atomic(png, lambda f: figure.savefig(f, format="png", dpi=100))
     return print(f"drawn: {png}")
 

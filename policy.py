@@ -83,12 +83,12 @@ class Policy(nn.Module):
 
         ranges = ranges or {"obs": {}, "action": 2 * [torch.zeros(self.D_a)]}
         self.norm_obs = nn.ModuleDict()
-        for name, spec in self.specs.items():
-            if spec["dtype"] != "uint8":
-                zeros = torch.zeros(spec["shape"][-1])
-                self.norm_obs[name] = Normalizer(*ranges["obs"].get(name, (zeros, zeros)))
         self.norm_action = Normalizer(*ranges["action"])
         try:
+            for name, spec in self.specs.items():
+                if spec["dtype"] != "uint8":
+                    zeros = torch.zeros(spec["shape"][-1])
+                    self.norm_obs[name] = Normalizer(*ranges["obs"].get(name, (zeros, zeros)))
             shapes = {name: tuple(spec["shape"]) for name, spec in self.specs.items()}
             self.encoder = Encoder(shapes, self.T_o)
             cond_dim = self.encoder.size + shape.get("time_dim", 0)
@@ -96,6 +96,8 @@ class Policy(nn.Module):
             self.net.check_horizon(self.T_p)
         except ValueError as e:
             raise BadInput(str(e)) from e
+        except (KeyError, IndexError) as e:  # torch's own refusal of a name such as "a.b" or "keys"
+            raise BadInput(f"observations {self.specs}: a name or a shape cannot be used") from e
 
     @property
     def device(self):

@@ -1,4 +1,6 @@
-"""evaluate.py: scores and intervals by hand, rollouts that repeat exactly, the GIF and the command."""
+"""evaluate.py: scores and intervals by hand, rollouts that repeat exactly, the GIF and the
+command."""
+
 import json
 import sys
 from dataclasses import replace
@@ -7,101 +9,221 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import evaluate as module
+from baselines import time_dim
 from conftest import cli
-from envs import TASKS, PushT
-from evaluate import Rollout, bootstrap, evaluate, line, rollout, save_gif
+from envs import TASKS
+from evaluate import Rollout, bootstrap, count_calls, evaluate, line, rollout, save_gif, seeds_of
+from runs import BadInput
 from runs import cli as run_cli
-from test_policy import policy
+from task import observation_space
+from task_pusht import GOAL, PushT
+from test_policy import policy, specs
 
-SHORT = replace(TASKS["pusht"], steps=20)                     # three chunks, the last one cut at 4 of 8
+SHORT = replace(TASKS["pusht"], steps=20)  # three chunks, of which the last one is cut at 4 of 8
 SEEDS = [100000, 100001]
+NAN = np.nan
 
 
-# ---- numbers
+def rolled(**known):
+    """A Rollout of which only these fields are known."""
+    fields = dict.fromkeys(Rollout.__dataclass_fields__)
+    return Rollout(**{**fields, **known})
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
 
 def test_bootstrap():
-    assert bootstrap(np.full(7, 0.25)) == (0.25, 0.25) and bootstrap(np.array([0.5])) == (0.5, 0.5)
-    for values in (np.array([0., 1.]), np.random.default_rng(3).random(50), np.array([1., 1, 1, 1, 0])):
+    assert bootstrap(np.full(7, 0.25)) == (0.25, 0.25)
+    assert bootstrap(np.array([0.5])) == (0.5, 0.5)
+    for values in ([0.0, 1.0], np.random.default_rng(3).random(50), [1.0, 1, 1, 1, 0]):
+        values = np.array(values)
         low, high = bootstrap(values)
-        assert values.min() <= low <= values.mean() <= high <= values.max() and low < high
-    assert bootstrap(values) == bootstrap(values)
+        assert values.min() <= low <= values.mean() <= high <= values.max()
+        assert low < high
+        assert bootstrap(values) == (low, high)
     normal = np.random.default_rng(0).normal(2, 3, 400)
     half = 1.96 * normal.std() / 20
-    assert bootstrap(normal) == pytest.approx((normal.mean() - half, normal.mean() + half), abs=0.1 * half)
+    wanted = (normal.mean() - half, normal.mean() + half)
+    assert bootstrap(normal) == pytest.approx(wanted, abs=0.1 * half)
 
 
 def test_scores_by_hand():
-    nan = np.nan
-    r = Rollout(np.array([[1, 3, 2, nan], [-1, -2, -3, -4]]), None, None, None, 0, None, [])
-    assert r.scores("max").tolist() == [3, -1] and r.scores("sum").tolist() == [6, -10]
+    r = rolled(
+        rewards=np.array([[1, 3, 2, NAN], [-1, -2, -3, -4]]), success=np.array([True, False])
+    )
+    assert r.scores("max").tolist() == [3, -1]
+    assert r.scores("sum").tolist() == [6, -10]
+    assert r.scores("success").tolist() == r.scores("held").tolist() == [1, 0]
 
 
-def test_evaluate(monkeypatch):
-    """The task decides how rewards become scores; start seeds count up from 100000."""
+@pytest.fixture
+def rollouts(monkeypatch):
+    """Rollouts that cost nothing: of three episodes the last succeeds. Gives how they were asked
+    for."""
     seen = []
+    known = rolled(
+        rewards=np.array([[0.2, 0.6, NAN], [0.1, 0.1, 0.1], [0, 1, 0]]),
+        success=np.array([False, False, True]),
+        simulator_s=1.5,
+        network_s=np.array([0.001, 0.002, 0.006]),
+        nfe=1.0,
+    )
 
     def fake(policy, task, seeds, **kw):
         seen.append((list(seeds), kw))
-        return Rollout(np.array([[0.2, 0.6, np.nan], [0.1, 0.1, 0.1], [0, 1, 0]]), np.array([False, False, True]),
-                       None, None, 1.5, np.array([0.001, 0.002, 0.006]), [])
+        return known
 
     monkeypatch.setattr(module, "rollout", fake)
-    result, r = evaluate(None, SHORT, 3, seed=4)
-    assert seen == [([100000, 100001, 100002], {"seed": 4})]
-    assert result["score"] == pytest.approx((0.6 + 0.1 + 1) / 3) and result["scores"] == [0.6, 0.1, 1.0]
-    assert result["success"] == pytest.approx(1 / 3) and result["success_95"] == (0, 1)
+    return seen
+
+
+def test_evaluate(rollouts):
+    """The rewards become scores as the task says; start seeds count up from 100000."""
+    result, _ = evaluate(None, SHORT, 3, seed=4)
+    assert rollouts == [([100000, 100001, 100002], {"seed": 4})]
+    assert result["score"] == pytest.approx((0.6 + 0.1 + 1) / 3)
+    assert result["scores"] == [0.6, 0.1, 1.0]
+    assert result["success"] == pytest.approx(1 / 3)
+    assert result["success_95"] == (0, 1)
     assert result["score_95"][0] < result["score"] < result["score_95"][1]
-    assert (result["simulator_s"], result["network_s"], result["network_ms"]) == (1.5, pytest.approx(0.009), 2.0)
-    assert json.loads(json.dumps(result))["episodes"] == 3 and "score 0.567 [" in line(result)
-    assert evaluate(None, replace(SHORT, score="sum"), 3)[0]["scores"] == [0.8, 0.3, 1.0]
-    del seen[:]
-    for task in (SHORT, TASKS["metaworld-reach"]):                     # the field's numbers of episodes, if none is given
+    assert (result["simulator_s"], result["network_ms"], result["nfe"]) == (1.5, 2.0, 1.0)
+    assert result["network_s"] == pytest.approx(0.009)
+    assert json.loads(json.dumps(result))["episodes"] == 3
+    evaluate(None, SHORT, 2, start_seed=7)
+    assert rollouts[-1][0] == [7, 8]
+
+
+def test_the_number_of_episodes(rollouts):
+    """The field's, if none is given: 50, and 20 for point clouds."""
+    for task in (SHORT, TASKS["metaworld-reach"]):
         evaluate(None, task)
-    assert [len(seeds) for seeds, _ in seen] == [50, 20]
+    assert [len(seeds) for seeds, _ in rollouts] == [50, 20]
+
+
+def test_line(rollouts):
+    """Success is told beside a score that differs from it; a return has none, and no decimals."""
+    shown = line(evaluate(None, SHORT, 3)[0])
+    assert shown.startswith("score 0.567 [")
+    assert "success 0.33 [0.00, 1.00]" in shown
+    assert "3 episodes in" in shown
+    result, _ = evaluate(None, replace(SHORT, score="sum"), 3)
+    assert result["scores"] == [0.8, 0.3, 1.0]
+    assert "success" not in result
+    assert line(result).startswith("score 1 [")
+    result, _ = evaluate(None, replace(SHORT, score="success"), 3)
+    assert line(result).startswith("score 0.333 [")
+    assert "success" not in line(result)
 
 
 def test_smoothness_by_hand():
-    """Positions t^3 have third difference 6; plans that shift by 1 disagree by 1; one that looks no further, not."""
-    t = np.arange(8.)
-    actions = np.stack([np.append(t ** 3, np.nan), np.append(5 * t, np.nan)])[..., None]
-    plans = np.stack([np.arange(6.) + 4 * c + c for c in range(3)])[:, None, :, None]        # T_o 2, T_a 3: known 6 - 4 = 2
-    plans[2] = np.nan
-    plans[1, 0, 1:3, 0] = plans[0, 0, 4:, 0] + 1
-    r = Rollout(None, None, actions, None, 0, None, [], 1, plans)
-    assert module.smoothness(r, 2, 3) == {"jerk": pytest.approx(np.sqrt(36 / 2)), "disagreement": pytest.approx(1)}
+    """Positions t^3 have the third difference 6, straight ones 0.
+
+    The first plan disagrees by 1 with the second about the steps that it leaves to it; a plan that
+    looks no further than it runs can not disagree.
+    """
+    t = np.arange(8.0)
+    actions = np.stack([np.append(t**3, NAN), np.append(5 * t, NAN)])[..., None]
+    plans = np.stack([np.arange(6.0) + 4 * c + c for c in range(3)])[:, None, :, None]
+    plans[2] = NAN
+    plans[1, 0, 1:3, 0] = plans[0, 0, 4:, 0] + 1  # T_o 2, T_a 3: a plan knows 6 - 4 = 2 steps more
+    r = rolled(actions=actions, plans=plans)
+    jerk = pytest.approx(np.sqrt(36 / 2))
+    assert module.smoothness(r, 2, 3) == {"jerk": jerk, "disagreement": pytest.approx(1)}
     assert module.smoothness(r, 2, 5)["disagreement"] is None
 
 
-# ---- rollouts
+def test_seeds_of():
+    """Half the interval of three values is t s / sqrt(3), with t = 4.30; one value has none."""
+    rows = [{"setting": "a", "score": str(y)} for y in (1, 2, 6)] + [{"setting": "b", "score": 5}]
+    values, mean, half = seeds_of(rows, "a")
+    assert values.tolist() == [1, 2, 6]
+    assert mean == 3
+    assert half == pytest.approx(4.30 * np.sqrt(7) / np.sqrt(3))
+    _, mean, half = seeds_of(rows, "b")
+    assert mean == 5
+    assert np.isnan(half)
+
+
+def test_a_score_is_logged_once():
+    class Run:
+        rows = [{"step": 3, "loss": 1.0}, {"step": 5, "score": 0.5}]
+
+        def log(self, step, **row):
+            self.rows.append({"step": step, **row})
+
+    result = {"score": 0.5, "score_95": (0.4, 0.6), "seconds": 2.0, "nfe": 1}
+    module.log_score(Run, 5, result)
+    assert len(Run.rows) == 2  # a resumed run has it already
+    module.log_score(Run(), 3, result, minutes=1)
+    logged = {"score": 0.5, "seconds": 2.0, "score_low": 0.4, "score_high": 0.6}
+    assert Run.rows[2] == {"step": 3, "minutes": 1, **logged}
+
+
+# ---- network evaluations -------------------------------------------------------------------------
+
+
+def test_count_calls():
+    """Calls inside the `with` alone are counted, also where an error ends it."""
+    net = nn.Linear(2, 2)
+    x = torch.zeros(1, 2)
+    net(x)
+    with count_calls(net) as outer:
+        net(x)
+        with count_calls(net) as inner:
+            net(x)
+        net(x)
+    with pytest.raises(KeyError), count_calls(net) as broken:
+        net(x)
+        raise KeyError
+    net(x)
+    assert (outer.n, inner.n, broken.n) == (3, 1, 1)
+    assert not net._forward_hooks
+
+
+# ---- rollouts ------------------------------------------------------------------------------------
+
 
 def test_rollout_repeats_exactly():
     p = policy()
     first = rollout(p, SHORT, SEEDS, workers=False, record=True)
-    again, other = rollout(p, SHORT, SEEDS, workers=False, record=True), rollout(p, SHORT, SEEDS, seed=1, workers=False)
+    again = rollout(p, SHORT, SEEDS, workers=False, record=True)
+    other = rollout(p, SHORT, SEEDS, seed=1, workers=False)
     for name in ("rewards", "actions", "states", "success"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-    assert np.nanmax(np.abs(first.actions - other.actions)) > 1e-2            # another seed draws other latents
-    assert first.rewards.shape == (2, 24) and first.actions.shape == (2, 24, 2) and first.states.shape == (2, 24, 5)
-    for a in (first.rewards, first.actions, first.states):                     # 20 steps, then NaN
-        assert np.isfinite(a[:, :20]).all() and np.isnan(a[:, 20:]).all()
-    assert len(first.net_s) == 3 and first.frames == [] and not first.success.any()
+    assert np.nanmax(np.abs(first.actions - other.actions)) > 1e-2  # another seed, other latents
+    assert first.rewards.shape == (2, 24)
+    assert first.actions.shape == (2, 24, 2)
+    assert first.states.shape == (2, 24, 5)
+    for a in (first.rewards, first.actions, first.states):  # 20 steps, then NaN
+        assert np.isfinite(a[:, :20]).all()
+        assert np.isnan(a[:, 20:]).all()
+    assert first.plans.shape == (3, 2, 16, 2)
+    assert len(first.network_s) == 3
+    assert first.nfe == 1
+    assert first.frames == []
+    assert other.states.size == 0
+    assert not first.success.any()
 
 
 def test_rollout_executes_the_slice_of_the_first_chunk():
-    """States, observations, latents and executed actions fit together; actions outside the box are clipped."""
+    """States, observations, latents and executed actions fit together; actions are clipped."""
     p = policy()
-    p.norm_action.hi *= 3                                                      # so that some actions pass 512
+    p.norm_action.hi *= 3  # so that some actions pass 512
     r = rollout(p, SHORT, SEEDS, seed=5, workers=False, record=True)
     env = PushT()
-    obs = torch.stack([torch.tensor(env.reset(seed=s)[0]) for s in SEEDS]).unsqueeze(1).expand(-1, 2, -1)
+    starts = np.stack([env.reset(seed=s)[0]["state"] for s in SEEDS])
+    obs = {"state": torch.tensor(starts)[:, None].expand(-1, 2, -1)}
     np.testing.assert_array_equal(r.states[1, 0], env.reset(seed=SEEDS[1])[1]["state"])
     chunk = p.act(obs, generator=torch.Generator().manual_seed(5)).numpy()
     assert chunk[:, 1:9].max() > 512
+    np.testing.assert_allclose(r.plans[0], chunk, rtol=1e-5)
     np.testing.assert_allclose(r.actions[:, :8], np.clip(chunk[:, 1:9], 0, 512), rtol=1e-5)
     env.reset(seed=SEEDS[1])
-    for t in range(20):                                                        # each state follows from the last
+    for t in range(20):  # each state follows from the last
         np.testing.assert_array_equal(env.unwrapped.get_obs(), r.states[1, t])
         assert env.step(r.actions[1, t])[1] == r.rewards[1, t]
 
@@ -109,100 +231,262 @@ def test_rollout_executes_the_slice_of_the_first_chunk():
 def test_executed_length():
     p = policy()
     p.set_executed(10)
-    assert len(rollout(p, SHORT, SEEDS[:1], workers=False).net_s) == 2
+    assert len(rollout(p, SHORT, SEEDS[:1], workers=False).network_s) == 2
 
 
 def test_workers_agree():
     p = policy()
     a, b = (evaluate(p, SHORT, 2, workers=w)[0] for w in (True, False))
-    assert a["scores"] == b["scores"] and a["score_95"] == b["score_95"] and a["success"] == b["success"]
+    for name in ("scores", "score_95", "success"):
+        assert a[name] == b[name]
     assert len(a["scores"]) == 2
 
 
 class Goal(PushT):
-    """Starts at the goal for even seeds: those episodes succeed at their first step, the others run on."""
+    """Starts at the goal for even seeds: those episodes succeed at once, the others run on."""
 
     def reset(self, *, seed=None, options=None):
-        return super().reset(seed=seed, options={"state": [50, 50, 256, 256, np.pi / 4]} if seed % 2 == 0 else None)
+        start = {"state": [50, 50, *GOAL[2:]]}
+        return super().reset(seed=seed, options=start if seed % 2 == 0 else None)
 
 
 @pytest.mark.parametrize("workers", [True, False])
 def test_episodes_of_different_length(workers):
     r = rollout(policy(), replace(SHORT, env=Goal), SEEDS, workers=workers, record=True)
-    assert r.success.tolist() == [True, False] and np.isfinite(r.rewards).sum(1).tolist() == [1, 20]
-    assert r.scores("max")[0] == 1 and np.isnan(r.actions[0, 1:]).all() and np.isfinite(r.states[0]).all(1).sum() == 1
+    assert r.success.tolist() == [True, False]
+    assert np.isfinite(r.rewards).sum(1).tolist() == [1, 20]
+    assert r.scores("max")[0] == 1
+    assert np.isnan(r.actions[0, 1:]).all()
+    assert np.isfinite(r.states[0]).all(1).sum() == 1
+    assert np.isfinite(r.plans[0]).all()
+    assert np.isnan(r.plans[1:, 0]).all()  # what is planned after the end counts for nothing
+
+
+NAMED = replace(SHORT, obs={"tee": (9, 3), "agent": (2,), "clock": (1,)})
+
+
+class OtherNames(PushT):
+    """Push-T under other names: its key points as a cloud, its agent, and a clock."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = observation_space(NAMED)
+
+    def named(self, obs):
+        points = np.append(obs["state"][:18].reshape(9, 2), np.zeros((9, 1)), 1)
+        clock = np.zeros(1, np.float32)
+        return {"clock": clock, "tee": points.astype("f4"), "agent": obs["state"][18:]}
+
+    def reset(self, **kw):
+        obs, info = super().reset(**kw)
+        return self.named(obs), info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return self.named(obs), *rest
+
+
+def test_observations_by_name():
+    """A policy gets the observations that it knows by name, whatever else there is."""
+    p = policy(obs=specs(agent=(2,), tee=(9, 3)))
+    seen = []
+    p.encoder.register_forward_pre_hook(lambda encoder, args: seen.append(args[0]))
+    r = rollout(p, replace(NAMED, env=OtherNames), SEEDS, workers=False, record=True)
+    shapes = {name: tuple(y.shape) for name, y in seen[0].items()}
+    assert shapes == {"agent": (2, 2, 2), "tee": (2, 2, 9, 3)}
+    agent = p.norm_obs["agent"].inverse(seen[1]["agent"])[:, -1]
+    np.testing.assert_allclose(agent.numpy(), r.states[:, 8, :2], rtol=1e-4)
 
 
 def test_frames_of_shown_episodes():
     """The first `show` episodes keep a picture of the start and of every primitive step."""
     r = rollout(policy(), replace(SHORT, steps=3), SEEDS, show=1)
-    assert [len(f) for f in r.frames] == [4] and r.frames[0][0].shape == (256, 256, 3) and r.frames[0][0].dtype == np.uint8
+    assert [len(f) for f in r.frames] == [4]
+    assert r.frames[0][0].shape == (256, 256, 3)
+    assert r.frames[0][0].dtype == np.uint8
 
 
-# ---- the GIF
+@pytest.mark.parametrize("workers", [True, False])
+def test_no_simulator(workers):
+    with pytest.raises(BadInput, match="pusht has no simulator: it can be trained"):
+        rollout(policy(), replace(SHORT, env=None), SEEDS, workers=workers)
 
-@pytest.mark.parametrize("lengths,size", [((7, 10, 4, 10, 10), (80, 32)), ((7,), (80, 16)), ((1,), (80, 16))])
+
+# ---- the GIF -------------------------------------------------------------------------------------
+
+
+GIFS = [
+    ((7, 10, 4, 10, 10), (80, 32)),  # rows of four, the last one filled up
+    ((5, 6, 2, 1), (80, 16)),
+    ((5, 6), (40, 16)),  # fewer than four stand alone
+    ((1,), (20, 16)),
+]
+
+
+@pytest.mark.parametrize("lengths, size", GIFS)
 def test_save_gif(tmp_path, lengths, size):
-    """Five episodes of 16 x 20 pixels fill two rows of four; every third frame is kept; short ones hold their last.
+    """Episodes of 16 x 20 pixels: every third frame is kept, and short ones hold their last.
 
     Shown at their own size, then at twice that.
     """
     rng = np.random.default_rng(0)
-    frames = [[np.full((16, 20, 3), rng.integers(0, 200), np.uint8) for _ in range(n)] for n in lengths]
+    frames = [
+        [np.full((16, 20, 3), rng.integers(0, 200), np.uint8) for _ in range(n)] for n in lengths
+    ]
     save_gif(tmp_path / "x.gif", frames, every=3, columns=4, size=20)
     with Image.open(tmp_path / "x.gif") as gif:
-        assert gif.format == "GIF" and gif.size == size and gif.n_frames == -(-max(lengths) // 3)
-        gif.seek(gif.n_frames - 1)
+        assert gif.format == "GIF"
+        assert gif.size == size
+        assert gif.n_frames == -(-max(lengths) // 3)
+        at = gif.n_frames - 1
+        gif.seek(at)
         last = np.asarray(gif.convert("RGB"))
-    assert abs(int(last[8, 10, 0]) - int(frames[0][min(lengths[0] - 1, 3 * (gif.n_frames - 1))][0, 0, 0])) < 8
-    assert (last[-1, -1] > 247).all()                                          # the empty place is white
+    for e, episode in enumerate(frames):
+        shown = last[16 * (e // 4) + 8, 20 * (e % 4) + 10, 0]
+        assert abs(int(shown) - int(episode[min(len(episode) - 1, 3 * at)][0, 0, 0])) < 8
+    if len(lengths) == 5:
+        assert (last[16:, 20:] > 247).all()  # the empty places are white
     save_gif(tmp_path / "x.gif", frames, every=3, columns=4, size=40)
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.size == (2 * size[0], 2 * size[1])
 
 
-# ---- the command
+# ---- the command ---------------------------------------------------------------------------------
+
 
 def main(monkeypatch, *args):
+    """python evaluate.py with these arguments, in this process."""
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, args)])
     run_cli(module.main)
 
 
 def test_command(tmp_path, monkeypatch, capsys):
+    """The EMA's weights are scored; the figures, each episode's score and a GIF are written."""
     monkeypatch.setitem(TASKS, "pusht", SHORT)
-    p = policy()
-    p.save(tmp_path / "ckpt.pt", ema={k: v.detach() for k, v in policy(seed=1).named_parameters()})
-    main(monkeypatch, tmp_path / "ckpt.pt", "--episodes", 2, "--seed", 3, "--video", tmp_path / "v" / "x.gif",
-         "--json", tmp_path / "x.json")
+    ema = {name: y.detach() for name, y in policy(seed=1).named_parameters()}
+    policy().save(tmp_path / "ckpt.pt", ema=ema)
+    gif = tmp_path / "v" / "x.gif"
+    flags = ["--episodes", 2, "--seed", 3, "--video", gif, "--json", tmp_path / "x.json"]
+    main(monkeypatch, tmp_path / "ckpt.pt", *flags)
     result = json.loads((tmp_path / "x.json").read_text())
-    assert capsys.readouterr().out.startswith(f"score {result['score']:.3f} [") and result["seed"] == 3
-    assert result["episodes"] == len(result["scores"]) == 2 and result["ckpt"].endswith("ckpt.pt")
-    with Image.open(tmp_path / "v" / "x.gif") as gif:
-        assert gif.size[0] == 4 * gif.size[1] and gif.n_frames > 1
-    assert result["scores"] == evaluate(policy(seed=1), SHORT, 2, seed=3, workers=False)[0]["scores"]      # the EMA's
+    assert capsys.readouterr().out.startswith(f"score {result['score']:.3f} [")
+    assert (result["seed"], result["start_seed"], result["nfe"]) == (3, 100000, 1)
+    assert result["episodes"] == len(result["scores"]) == 2
+    assert result["ckpt"].endswith("ckpt.pt")
+    assert result["jerk"] > 0
+    assert result["disagreement"] > 0
+    wanted, _ = evaluate(policy(seed=1), SHORT, 2, seed=3, workers=False)
+    assert result["scores"] == wanted["scores"]
+    with Image.open(gif) as picture:
+        assert picture.n_frames > 1
+
+
+def test_flags_reach_the_rollout(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "pusht", SHORT)
+    ema = {name: y.detach() for name, y in policy(seed=1).named_parameters()}
+    policy().save(tmp_path / "ckpt.pt", ema=ema)
     used = []
-    monkeypatch.setattr(module, "rollout", lambda p, t, seeds, **kw: used.append((p, seeds)) or rollout(p, t, seeds, **kw))
-    main(monkeypatch, tmp_path / "ckpt.pt", "--episodes", 1, "--raw", "--T-a", 5, "--z-scale", 0.25, "--start-seed", 7)
-    got, seeds = used[0]
-    assert (got.T_a, got.z_scale, list(seeds)) == (5, 0.25, [7])
-    assert all(map(torch.equal, got.parameters(), p.parameters()))             # the raw ones
+
+    def watched(p, task, seeds, **kw):
+        used.append((p, list(seeds), kw))
+        return rollout(p, task, seeds, **kw)
+
+    monkeypatch.setattr(module, "rollout", watched)
+    flags = "--episodes 1 --raw --T-a 5 --z-scale 0.25 --start-seed 7 --one-process".split()
+    main(monkeypatch, tmp_path / "ckpt.pt", *flags)
+    p, seeds, kw = used[0]
+    assert (p.T_a, p.z_scale, seeds) == (5, 0.25, [7])
+    assert kw == {"seed": 0, "workers": False, "show": 0}
+    assert all(map(torch.equal, p.parameters(), policy().parameters()))  # the raw ones
+    gif = tmp_path / "x.gif"
+    for flags, show in (([], 8), (["--show", 2], 2)):
+        main(monkeypatch, tmp_path / "ckpt.pt", "--episodes", 3, "--video", gif, *flags)
+        p, _, kw = used[-1]
+        assert (p.T_a, p.z_scale, kw["show"]) == (8, 1.0, show)
 
 
 def test_bad_checkpoint_as_a_user_sees_it(tmp_path):
     (tmp_path / "ckpt.pt").write_bytes(b"hello")
     code, out, err = cli("evaluate.py", tmp_path / "ckpt.pt")
-    assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: ") and "ckpt.pt" in err
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "ckpt.pt" in err
 
 
-@pytest.mark.parametrize("flags,word", [("--episodes 0", "--episodes"), ("--T-a 16", "Eq. 23"), ("--T-a -1", "T-a"),
-                                        ("--T-a 0", "T"), ("--task chess", "chess"), ("--device nonsense", "nonsense"),
-                                        ("--show 0 --video x.gif", "show")])
-def test_bad_flags(tmp_path, monkeypatch, capsys, flags, word):
+def refused(monkeypatch, capsys, *args):
+    """The command ends with code 2 before anything is rolled out; gives its one line."""
+
+    def never(*_, **__):
+        raise AssertionError("rolled out")
+
+    monkeypatch.setattr(module, "make_vec", never)
+    with pytest.raises(SystemExit) as e:
+        main(monkeypatch, *args)
+    out, err = capsys.readouterr()
+    assert (e.value.code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--episodes 0", "--episodes must be above 0"),
+        ("--T-a 16", "Eq. 23"),
+        ("--T-a -1", "--T-a must be above 0"),
+        ("--T-a 0", "--T-a must be above 0"),
+        ("--task chess", "was trained on pusht, not chess"),
+        ("--device nonsense", "--device nonsense cannot be used here"),
+        ("--show 3", "--show is the number of episodes in --video: give both, or neither"),
+        ("--show 0 --video x.gif", "--show must be above 0"),
+        ("--nfe 10", "--nfe 10: dbp takes 1 network evaluation"),
+        ("--z-scale -1", "--z-scale -1.0 must not be below 0, nor infinite"),
+        ("--z-scale inf", "nor infinite"),
+        ("--z-scale nan", "nor infinite"),
+        ("--z-scales 1", "--help"),
+    ],
+)
+def test_bad_flags(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(TASKS, "pusht", replace(SHORT, steps=1))
+    policy().save("ckpt.pt")
+    assert message in refused(monkeypatch, capsys, "ckpt.pt", *flags.split())
+
+
+@pytest.mark.parametrize(
+    "method, flags, message",
+    [
+        ("bc", "--z-scale 0.5", "--z-scale: regression acts without a latent"),
+        ("bc", "--z-scale 1", "--z-scale: regression acts without a latent"),
+        ("bc", "--nfe 10", "--nfe 10: bc takes 1"),
+        ("meanflow", "--nfe 2", "--nfe 2: meanflow takes 1"),
+        ("diffusion", "--nfe 101", "--nfe 101: diffusion takes 1 to 100"),
+    ],
+)
+def test_flags_that_a_method_does_not_have(tmp_path, monkeypatch, capsys, method, flags, message):
+    monkeypatch.chdir(tmp_path)
+    policy(method=method, time_dim=time_dim(method)).save("ckpt.pt")
+    assert message in refused(monkeypatch, capsys, "ckpt.pt", *flags.split())
+
+
+def test_a_checkpoint_of_another_version_of_the_task(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for p, message in (
+        (policy(obs=specs(state=(19,))), "takes observations"),
+        (policy(obs=specs(keypoints=(20,))), "takes observations"),
+        (policy(D_a=3), "takes actions 3, but pusht has 2"),
+        (policy(task="chess"), "unknown task 'chess'"),
+    ):
+        p.save("ckpt.pt")
+        assert message in refused(monkeypatch, capsys, "ckpt.pt")
+
+
+def test_a_task_without_a_simulator_has_no_score(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "pusht", replace(SHORT, env=None))
     policy().save("ckpt.pt")
     with pytest.raises(SystemExit) as e:
-        main(monkeypatch, "ckpt.pt", "--one-process", *("--episodes 1".split() if "--episodes" not in flags else ()),
-             *flags.split())
-    out, err = capsys.readouterr()
-    assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and word in err
+        main(monkeypatch, "ckpt.pt")
+    assert e.value.code == 2
+    assert capsys.readouterr().err.startswith("error: pusht has no simulator: it can be trained")
