@@ -20,7 +20,6 @@ from policy import Policy
 from runs import BadInput, Parser, above_zero, atomic, check_device, cli
 
 START_SEED = 100_000  # Diffusion Policy's first test seed
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # quantiles of Student's t for n values
 
 
 # ---- roll-out -----------------------------------------------------------------------------------
@@ -192,18 +191,6 @@ def log_score(run, step, result, **more):
     shown = {k: result[k] for k in ("score", "success", "seconds") if k in result}
     low, high = result["score_95"]
     run.log(step, **more, **shown, score_low=low, score_high=high)
-
-
-def seeds_of(rows, setting, what="score"):
-    """A setting's figures over training seeds: values, their mean, half the 95 % t interval.
-
-    The interval of a single seed is NaN.
-    """
-    values = np.array([float(r[what]) for r in rows if r["setting"] == setting])
-    if len(values) < 2:
-        return values, values.mean(), np.nan
-    t = T_95.get(len(values), 2.3)
-    return values, values.mean(), t * values.std(ddof=1) / np.sqrt(len(values))
 
 
 def line(result):

@@ -1,17 +1,14 @@
-"""The paper's tables by command, its rows beside ours; every command goes on where it was interrupted.
+"""Run the experiments of experiments.py. What is finished is never run twice.
 
-  python reproduce.py survey                                     every point-cloud task once: expert, cloud, training
-  python reproduce.py pointcloud --tasks metaworld-door-open --seeds 0 --epochs 100 --every 50
-  python reproduce.py pusht --minutes 10                         Table I's Push-T row: all methods, equal minutes
-  python reproduce.py efficiency --minutes 10                    the same runs as curves (Table VI)
-  python reproduce.py ablate K --epochs 100                      or temp, mode, cost (appendix B), beyond (flags of ours)
-  python reproduce.py multimodal --minutes 10                    modes that each method covers
+A run that was interrupted goes on where it was. Its figures become rows in results/, one for each
+setting, seed and set of start states; `python report.py` then writes RESULTS.md and draws the
+figures.
 
-`pointcloud` is Table II. Its protocol takes the mean of a run's five best evaluations, which is biased upwards; the last
-checkpoint's success always stands beside it. All other scores are of the last checkpoint.
+`pointcloud` is the paper's Table II. Its protocol takes the mean of a run's five best evaluations,
+which is biased upwards, so the last checkpoint's success always stands beside it. All other scores
+are those of the last checkpoint.
 """
-import argparse
-import csv
+
 import datetime
 import functools
 import itertools
@@ -32,387 +29,756 @@ import bench
 import experts
 import modes
 from baselines import prepare
-from data import Chunks, find, load
-from dbp_train import loss_of
-from envs import METAWORLD, TASKS, task_named
-from evaluate import START_SEED, evaluate, seeds_of, smoothness
+from data import Windows, load
+from download import find
+from envs import TASKS, make_env, task_named
+from evaluate import START_SEED, evaluate, smoothness
+from experiments import (
+    ABLATE_COST,
+    ABLATIONS,
+    CLOUDS,
+    COMPARED,
+    EXPERIMENTS,
+    MULTIMODAL,
+    POINTCLOUD,
+    PUSHT,
+    STAGE2,
+    SURVEY,
+    Budget,
+    Starts,
+)
+from formats import read as read_arrays
 from pointcloud import contact_sheet
 from policy import Policy
-from runs import BadInput, Parser, above_zero, atomic, check_device, cli, commit, read_log, write_csv
+from report import modes_table, setting_table, summary
+from runs import (
+    BadInput,
+    Parser,
+    above_zero,
+    atomic,
+    check_device,
+    cli,
+    commit,
+    read_log,
+    write_csv,
+)
+from tables import at, merge, read, select, setting_of
+from task_clouds import run_script
 
 HERE = Path(__file__).parent
-CLOUDS = [name for name, task in TASKS.items() if task.points]
-COLUMNS = ("adroit-hammer", "adroit-door", "adroit-pen", *METAWORLD)
-# Table II of the paper: success in per cent, mean of 3 seeds, the mean of all 37 tasks last; OMP and MP1 as quoted there
-TABLE_2 = {"DBP, the paper": (100, 70, 80, 91.7, 90.3, 75.2, 86.7, 88.4),
-           "OMP, quoted there": (100, 68, 60, 89.7, 77.4, 62.5, 77.8, 82.3),
-           "MP1, quoted there": (100, 69, 58, 88.2, 68.0, 58.1, 67.2, 78.9)}
-PAPER_EPOCHS = {"adroit": 3000}         # 1000 for Meta-World
-POSITIVE = ("epochs", "steps", "minutes", "every", "top", "episodes", "demos", "batch", "threads", "attempts", "fork_steps")
+EXPERT_SEED = 1_000_000  # the first start seed of demonstrations
+TRIAL_SEED = 3_000_000  # the first start seed of those that scripted policies are tried at
+POSITIVE = (
+    "epochs",
+    "steps",
+    "minutes",
+    "every",
+    "top",
+    "episodes",
+    "demos",
+    "batch",
+    "threads",
+    "attempts",
+    "fork_steps",
+    "num_envs",
+    "num_steps",
+    "num_iterations",
+)
 
 
-def trained(out, *flags):
-    """Train by dbp_train.py into the run folder out, or go on, or do nothing if it is done -> the rows of its log."""
+# ---- runs and rows ------------------------------------------------------------------------------
+
+
+def finished(script, out, *flags):
+    """Run a trainer into the run folder out, go on with it, or do nothing if it is finished.
+
+    Returns the rows of its log. Raises BadInput if the trainer fails.
+    """
     out = Path(out)
     if not (out / "log.csv").exists():
-        command = [sys.executable, HERE / "dbp_train.py", "--out", out, *flags]
+        command = [sys.executable, HERE / script, "--out", out, *flags]
         if (out / "state.pt").exists():
             command.append("--resume")
-        print(f"-- {' '.join(map(str, command[1:]))}", flush=True)
-        if code := subprocess.run(list(map(str, command))).returncode:
-            raise BadInput(f"training {out} ended with code {code}: its message stands above")
+        command = [str(part) for part in command]
+        print(f"-- {' '.join(command[1:])}", flush=True)
+        code = subprocess.run(command).returncode
+        if code:
+            raise BadInput(f"{script} into {out} ended with code {code}: its message stands above")
     return read_log(out)
 
 
 def given(args, *names):
-    """Those flags that have a value, as dbp_train.py takes them."""
-    return [x for k in names if (v := getattr(args, k)) for x in (f"--{k.replace('_', '-')}", v)[:1 if v is True else 2]]
+    """Those flags of args that have a value, as a trainer takes them."""
+    flags = []
+    for name in names:
+        value = getattr(args, name)
+        if value:
+            flags.append(f"--{name.replace('_', '-')}")
+        if value and value is not True:
+            flags.append(value)
+    return flags
 
 
 def about():
-    """What every result row tells of its making: date, commit, machine."""
-    return {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": f"{os.cpu_count()} {platform.machine()}"}
+    """What every row says of its making: date, commit, machine."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "machine": f"{os.cpu_count()} {platform.machine()}",
+    }
 
 
-def merge(path, row, keys):
-    """Put row into the CSV table at path, in the place of one that agrees on keys. Returns all rows, as strings."""
-    rows = list(csv.DictReader(open(path))) if Path(path).exists() else []
-    rows = [r for r in rows if any(r.get(k) != str(row[k]) for k in keys)] + [{k: str(v) for k, v in row.items()}]
-    write_csv(path, rows)
-    return rows
+def dims_of(args):
+    """The column "dims": the network's channels as they were given."""
+    return " ".join(map(str, args.dims))
+
+
+def budget_of(args):
+    """The one of steps, minutes and epochs that was given."""
+    for unit in ("steps", "epochs", "minutes"):  # minutes have a default
+        if getattr(args, unit):
+            return Budget(getattr(args, unit), unit)
+
+
+def steps_per_epoch(task, episodes, batch):
+    """Optimiser steps of a pass over some demonstrations."""
+    return max(len(Windows(episodes, task.T_o, task.T_p, task.T_a)) // batch, 1)
+
+
+# ---- Table II: point clouds ---------------------------------------------------------------------
 
 
 def demonstrations(task, episodes, states=None):
-    """The task's data file, made now if there is none. Returns its path."""
+    """The path of the task's data, which is made now if there is none."""
     try:
         return find(task)
     except BadInput:
         out = HERE / "demos" / f"{task.name}.npz"
-        lengths, tried = experts.clouds(task, episodes, out, states=states, start_seed=1_000_000)
+        lengths, tried = experts.from_expert(
+            task, episodes, out, states=states, start_seed=EXPERT_SEED
+        )
         print(f"{out}: {len(lengths)} episodes of {tried} attempts", flush=True)
         return out
 
 
-# ---- Table II ------------------------------------------------------------------------------------------------------
-
 def pointcloud(args):
-    """Train and score point-cloud tasks by the protocol; a row a run in the table, the summary at the end."""
-    tasks, results = [task_named(name) for name in args.tasks], Path(args.results, "pointcloud.csv")
-    if wrong := [task.name for task in tasks if not task.points]:
-        raise BadInput(f"{', '.join(wrong)}: not seen as a point cloud")
+    """Train and score point-cloud tasks by the protocol; a row a run, the summary at the end."""
+    for name in args.tasks:
+        if name not in CLOUDS:
+            task_named(name)
+            raise BadInput(f"{name} is not seen as a point cloud: choose from envs.py's list")
+    chosen = [e for e in POINTCLOUD if e.name in args.tasks]
     for seed in args.seeds:
-        for task in tasks:
-            data = demonstrations(task, args.demos, args.states)
-            windows = len(Chunks(load(task, data, args.demos), task.T_o, task.T_p, task.T_a))
-            per_epoch = max(windows // args.batch, 1)
-            epochs = args.epochs or PAPER_EPOCHS.get(task.group, 1000)
-            steps, out = math.ceil(epochs * per_epoch), Path(args.out, f"{task.name}-epochs{epochs:g}-seed{seed}")
-            rows = trained(out, "--task", task.name, "--data", data, "--demos", args.demos, "--steps", steps, "--batch",
-                           args.batch, "--seed", seed, "--eval-every", max(round(args.every * per_epoch), 1),
-                           "--episodes", args.episodes, "--dims", *args.dims, *given(args, "device", "threads", "one_process"))
-            scores = [r["score"] for r in rows if "score" in r]
-            best = sorted(scores)[-args.top:]
-            table = merge(results, {"task": task.name, "group": task.group, "seed": seed, "last": scores[-1],
-                                    "top": np.mean(best).round(4), "of": f"{len(best)} of {len(scores)}",
-                                    "episodes": args.episodes, "epochs": f"{epochs:g}", "steps": steps, "demos": args.demos,
-                                    "dims": " ".join(map(str, args.dims)), "minutes": round(rows[-1]["minutes"], 1),
-                                    **about()}, ("task", "seed", "epochs", "dims"))
-            print(f"{task.name}, seed {seed}: last {scores[-1]:.2f}, mean of the best {len(best)} of {len(scores)} "
-                  f"evaluations {np.mean(best):.2f}", flush=True)
-    print(summary(table))
+        for experiment in chosen:
+            pointcloud_run(experiment, seed, args)
+    print(summary(read(Path(args.results, "pointcloud.csv"))))
 
 
-def summary(rows):
-    """The rows of results/pointcloud.csv as the paper's Table II in Markdown: per cent, mean over tasks of the means over
-    seeds, ± the deviation over seeds, averaged; tasks and runs in a cell. The longest run of a task and seed counts."""
-    rows = {(r["task"], r["seed"]): r for r in sorted(rows, key=lambda r: float(r["epochs"]))}.values()    # the longest run
-    lines = ["| success, % | " + " | ".join((*COLUMNS, "all 37")) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{x:g}" for x in values) + " |" for name, values in TABLE_2.items()]
-    for key, name in (("top", "DBP, here, best evaluations"), ("last", "DBP, here, last checkpoint")):
-        cells = []
-        for column in (*COLUMNS, None):
-            by_task = {}
-            for r in rows:
-                if column in (None, r["group"], r["task"]):
-                    by_task.setdefault(r["task"], []).append(100 * float(r[key]))
-            if not by_task or (column is None and len(by_task) < len(CLOUDS)):
-                cells.append("—")
-                continue
-            mean = np.mean([np.mean(v) for v in by_task.values()])
-            spread = [np.std(v) for v in by_task.values() if len(v) > 1]
-            cells.append(f"{mean:.1f}" + (f" ± {np.mean(spread):.1f}" if spread else "") +
-                         f" (tasks {len(by_task)}, runs {sum(map(len, by_task.values()))})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def pointcloud_run(experiment, seed, args):
+    """One run of Table II: train, then put the evaluations' figures into a row."""
+    task = task_named(experiment.task)
+    data = demonstrations(task, args.demos, args.states)
+    per_epoch = steps_per_epoch(task, load(task, data, args.demos), args.batch)
+    epochs = args.epochs or experiment.paper_budget.amount
+    steps = math.ceil(epochs * per_epoch)
+    flags = ["--task", task.name, "--data", data, "--demos", args.demos, "--steps", steps]
+    flags += ["--batch", args.batch, "--seed", seed, "--episodes", args.episodes]
+    flags += ["--eval-every", max(round(args.every * per_epoch), 1), "--dims", *args.dims]
+    flags += given(args, "device", "threads", "one_process")
+    out = Path(args.out, f"{task.name}-epochs{epochs:g}-seed{seed}")
+    rows = finished("dbp_train.py", out, *flags)
+    scores = [r["score"] for r in rows if "score" in r]
+    best = sorted(scores)[-args.top :]
+    row = {
+        "task": task.name,
+        "group": CLOUDS[task.name],
+        "seed": seed,
+        "last": scores[-1],
+        "top": np.mean(best).round(4),
+        "of": f"{len(best)} of {len(scores)}",
+        "episodes": args.episodes,
+        "epochs": f"{epochs:g}",
+        "steps": steps,
+        "demos": args.demos,
+        "dims": dims_of(args),
+        "minutes": round(rows[-1]["minutes"], 1),
+        **about(),
+    }
+    merge(Path(args.results, experiment.result), row, experiment.keys)
+    print(
+        f"{task.name}, seed {seed}: last {scores[-1]:.2f}, mean of the best {len(best)} of "
+        f"{len(scores)} evaluations {np.mean(best):.2f}",
+        flush=True,
+    )
+
+
+# ---- every point-cloud task once ----------------------------------------------------------------
 
 
 def succeeds(name, seed):
     """Whether a Meta-World task's scripted policy solves the start of that seed."""
-    return bool(experts.scripted(task_named(name), seed)[2])
+    env = experts.simulator(name)
+    return bool(run_script(name.removeprefix("metaworld-"), env, seed)[2])
 
 
-def look(name, path):
-    """A task's picture at a start (Meta-World: that of the first demonstration), its crop box, milliseconds a frame."""
-    env = task_named(name).env()
-    env.reset(seed=int(experts.read(path)["start_seed"][0]) if name.startswith("meta") else 0)
-    t0 = time.perf_counter()
+def look(task, path):
+    """A task's picture at a start, its crop box, and the milliseconds of an observation.
+
+    Of Meta-World it is the start of the first demonstration.
+    """
+    env = make_env(task)
+    is_scripted = task.count_states is None
+    env.reset(seed=int(read_arrays(path)["start_seed"][0]) if is_scripted else 0)
+    begun = time.perf_counter()
     for _ in range(10):
         env.observe()
-    return env.render(), env.box, 1e2 * (time.perf_counter() - t0)
+    milliseconds = 1e2 * (time.perf_counter() - begun)
+    return env.render(), env.box, milliseconds
+
+
+def expert_rate(task, attempts):
+    """The share of starts that the task's scripted policy solves; "recorded" if it has none."""
+    if task.count_states is not None:
+        return "recorded"
+    seeds = range(TRIAL_SEED, TRIAL_SEED + attempts)
+    with ProcessPoolExecutor() as pool:
+        return np.mean(list(pool.map(functools.partial(succeeds, task.name), seeds))).round(3)
 
 
 def survey(args):
-    """Every task once: the expert's success rate, demonstrations, their clouds, a few training steps, an episode."""
-    results, sheet = Path(args.results, "pointcloud_survey.csv"), []
-    done = {r["task"]: r for r in csv.DictReader(open(results))} if results.exists() else {}
+    """Every task once: the expert's success, demonstrations, clouds, a few steps, an episode."""
+    table = Path(args.results, SURVEY[0].result)
+    done = {r["task"] for r in read(table)}
+    scenes = []
     for name in args.tasks:
         task = task_named(name)
         path = demonstrations(task, args.demos)
-        ep = load(task, path)
-        xyz = ep.obs[:, -3 * task.points:].reshape(len(ep.obs), -1, 3)
-        picture, box, ms = look(name, path)
-        sheet.append((name, picture, xyz[0], box))
-        if name in done:
-            continue
-        rate = "recorded"
-        if task.group != "adroit":
-            with ProcessPoolExecutor() as pool:
-                seeds = range(3_000_000, 3_000_000 + args.attempts)
-                rate = np.mean(list(pool.map(functools.partial(succeeds, name), seeds))).round(3)
-        rows = trained(Path(args.out, f"survey-{name}"), "--task", name, "--data", path, "--steps", args.steps, "--episodes",
-                       1, "--device", "cpu", "--dims", 64, 128)
-        distinct = [len(np.unique(c, axis=0)) for c in xyz[::20]]
-        low, high = xyz.min((0, 1)).round(2), xyz.max((0, 1)).round(2)
-        merge(results, {"task": name, "group": task.group, "expert_success": rate, "attempts": args.attempts,
-                        "demos": len(ep), "length": ep.lengths.mean().round(1), "distinct_points": np.mean(distinct).round(0),
-                        "low": " ".join(map(str, low)), "high": " ".join(map(str, high)), "ms_a_frame": round(ms, 1),
-                        "loss": round(rows[0]["loss"], 4), "s": round(rows[0]["s"], 3),
-                        "episode_score": rows[-1]["score"], **about()}, ("task",))
-        print(f"{name}: expert {rate} of {args.attempts}, {len(ep)} demonstrations of {ep.lengths.mean():.0f} steps, "
-              f"{np.mean(distinct):.0f} distinct points, {ms:.1f} ms a frame", flush=True)
-    fig = contact_sheet(sheet)
-    atomic(args.png, lambda f: fig.savefig(f, format="png", dpi=75))
+        episodes = load(task, path)
+        points = episodes.obs["points"]
+        picture, box, milliseconds = look(task, path)
+        scenes.append((name, picture, points[0], box))
+        if name not in done:
+            survey_row(task, path, episodes, milliseconds, table, args)
+    figure = contact_sheet(scenes)
+    atomic(args.png, lambda file: figure.savefig(file, format="png", dpi=75))
     print(f"drawn: {args.png}")
 
 
-# ---- Push-T: methods and ablations ---------------------------------------------------------------------------------
+def survey_row(task, path, episodes, milliseconds, table, args):
+    """One task's row of the survey."""
+    points = episodes.obs["points"]  # (N, 512, 3)
+    rate = expert_rate(task, args.attempts)
+    flags = ["--task", task.name, "--data", path, "--steps", args.steps, "--episodes", 1]
+    out = Path(args.out, f"survey-{task.name}")
+    rows = finished("dbp_train.py", out, *flags, "--device", "cpu", *SURVEY[0].stage1)
+    distinct = np.mean([len(np.unique(cloud, axis=0)) for cloud in points[::20]])
+    row = {
+        "task": task.name,
+        "group": CLOUDS[task.name],
+        "expert_success": rate,
+        "attempts": args.attempts,
+        "demos": len(episodes),
+        "length": episodes.lengths.mean().round(1),
+        "distinct_points": distinct.round(0),
+        "low": " ".join(map(str, points.min((0, 1)).round(2))),
+        "high": " ".join(map(str, points.max((0, 1)).round(2))),
+        "ms_a_frame": round(milliseconds, 1),
+        "loss": round(rows[0]["loss"], 4),
+        "s": round(rows[0]["s"], 3),
+        "episode_score": rows[-1]["score"],
+        **about(),
+    }
+    merge(table, row, SURVEY[0].keys)
+    print(
+        f"{task.name}: expert {rate} of {args.attempts}, {len(episodes)} demonstrations of "
+        f"{episodes.lengths.mean():.0f} steps, {distinct:.0f} distinct points, "
+        f"{milliseconds:.1f} ms a frame",
+        flush=True,
+    )
 
-PAPER_PUSHT = {"dbp, 1 NFE": 0.87, "diffusion, 100 NFE": 0.85}
-METHODS = {"dbp": (1,), "diffusion": (100, 10), "meanflow": (1,), "bc": (1,)}      # and the NFE they are scored at
-FLAGS = {m: ("--method", m, "--K", 1 if m == "meanflow" else 4) for m in METHODS}   # the better of K 1 and 4 for each
-# settings as flags, the paper's scores where its text gives them, its epochs. The sets of the last two temperature
-# settings are not in the text: these are ours.
-TEMPS = {"0.02": (0.02,), "0.05": (0.05,), "0.2": (0.2,), "default": (0.02, 0.05, 0.2), "wide": (0.02, 0.2, 2.0),
-         "dense": (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)}
-BEYOND = ("K 4", "schedule constant", "spread 1", "temp-start 4", "temp-start 16", "scale observation", "positives 4",
-          "memory 16", "temp-start 4, memory 16")                           # K 4: the paper's method
-ABLATIONS = {
-    "K": ({f"K {k}": ("--K", k) for k in (1, 2, 4, 8, 16)}, {}, 100),
-    "temp": ({f"tau {name}": ("--temp", *taus) for name, taus in TEMPS.items()},
-             dict(zip((f"tau {name}" for name in TEMPS), (0.758, 0.864, 0.873, 0.858, 0.849, 0.817))), 100),
-    "mode": ({"chunk": ("--mode", "chunk"), "step": ("--mode", "step")}, {"chunk": 0.890, "step": 0.845}, 200),
-    "beyond": ({name: tuple(f"--{name}".replace(", ", " --").split()) for name in BEYOND}, {}, 100)}
+
+# ---- Push-T: methods and ablations --------------------------------------------------------------
 
 
-def length(args):
-    """The one flag of steps, minutes, epochs that was given: its name and value."""
-    return next((k, getattr(args, k)) for k in ("steps", "minutes", "epochs") if getattr(args, k))
-
-
-def pusht_run(args, name, flags, seed):
-    """Train one setting on Push-T unless it is done. Returns the run folder and its log's rows."""
-    k, value = length(args)
-    named = (name.replace(", ", "-").replace(" ", ""), f"{k}{value:g}", *[f"dims{d}" for d in args.dims if d != "auto"])
-    out = Path(args.out, "-".join(("pusht", *named, f"seed{seed}")))
-    rows = trained(out, "--task", "pusht", "--seed", seed, f"--{k}", value, "--dims", *args.dims, "--eval-every", args.eval_every,
-                   "--episodes", args.episodes, *given(args, "data", "demos", "batch", "device", "threads", "one_process"), *flags)
-    was = json.loads((out / "flags.json").read_text())["flags"]
-    if other := [f"--{k} {was[k]}" for k in ("data", "demos", "batch") if was[k] != getattr(args, k)]:
-        raise BadInput(f"{out} holds a run with {', '.join(other)}: give the same flags, or another --out")
+def pusht_run(experiment, seed, args):
+    """Train a setting on Push-T unless it is done. Returns the run folder and its log's rows."""
+    budget = budget_of(args)
+    name = experiment.same_run_as or experiment.name
+    parts = ["pusht", name.replace(", ", "-").replace(" ", ""), f"{budget.unit}{budget.amount:g}"]
+    parts += [f"dims{d}" for d in args.dims if d != "auto"]
+    out = Path(args.out, "-".join([*parts, f"seed{seed}"]))
+    flags = ["--task", "pusht", "--seed", seed, f"--{budget.unit}", budget.amount]
+    flags += ["--dims", *args.dims, "--eval-every", args.eval_every, "--episodes", args.episodes]
+    flags += given(args, "data", "demos", "batch", "device", "threads", "one_process")
+    rows = finished("dbp_train.py", out, *flags, *experiment.stage1)
+    check_same_data(out, args)
     return out, rows
 
 
-def pusht_score(args, out, rows, name, nfe, seed, table):
-    """Score a run's last checkpoint at a number of evaluations an action, unless table has it. Returns all its rows."""
-    row = {"setting": f"{name}, {nfe} NFE" if args.run is pusht else name, "seed": seed, "length": "{1:g} {0}".format(*length(args)),
-           "episodes": args.episodes, "start_seed": args.start_seed, "dims": " ".join(map(str, args.dims))}
-    old = list(csv.DictReader(open(table))) if table.exists() else []
-    if any(all(r.get(k) == str(v) for k, v in row.items()) for r in old):
-        return old
+def check_same_data(out, args):
+    """Refuse a run folder that was made with other data or another batch. Raises BadInput."""
+    was = json.loads((out / "flags.json").read_text())["flags"]
+    other = [f"--{k} {was[k]}" for k in ("data", "demos", "batch") if was[k] != getattr(args, k)]
+    if other:
+        raise BadInput(
+            f"{out} holds a run with {', '.join(other)}: give the same flags, or another --out"
+        )
+
+
+def pusht_score(experiment, nfe, seed, args):
+    """Train a setting and score its last checkpoint, unless the table has the row already."""
+    out, log = pusht_run(experiment, seed, args)
+    row = {
+        "setting": setting_of(experiment.name, nfe) if args.run is pusht else experiment.name,
+        "seed": seed,
+        "length": str(budget_of(args)),
+        "episodes": args.episodes,
+        "start_seed": args.start_seed,
+        "dims": dims_of(args),
+    }
+    table = Path(args.results, experiment.result)
+    if select(read(table), **row):
+        return
     policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
-    result, rolled = evaluate(policy, TASKS["pusht"], args.episodes, start_seed=args.start_seed, workers=not args.one_process)
-    obs = torch.zeros(1, policy.T_o, policy.obs_dim, device=policy.device)
+    result, rolled = evaluate(
+        policy,
+        TASKS["pusht"],
+        args.episodes,
+        start_seed=args.start_seed,
+        workers=not args.one_process,
+    )
+    obs = bench.random_obs(policy, 1)
     seconds = bench.timed(lambda: policy.act(obs), 10, policy.device)
-    return merge(table, {**row, "score": round(result["score"], 4), "low": round(result["score_95"][0], 4),
-                         "high": round(result["score_95"][1], 4), "success": result["success"], "nfe": result["nfe"],
-                         "act_ms": round(1e3 * float(np.median(seconds)), 2), **smoothness(rolled, policy.T_o, policy.T_a),
-                         "spread": next((round(r["spread"], 4) for r in reversed(rows) if "spread" in r), None),
-                         "minutes": round(rows[-1]["minutes"], 1), "steps": rows[-1]["step"], **about()}, row)
+    diversity = [r["diversity"] for r in log if "diversity" in r]
+    figures = {
+        "score": round(result["score"], 4),
+        "low": round(result["score_95"][0], 4),
+        "high": round(result["score_95"][1], 4),
+        "success": result["success"],
+        "nfe": result["nfe"],
+        "act_ms": round(1e3 * float(np.median(seconds)), 2),
+        **smoothness(rolled, policy.T_o, policy.T_a),
+        "diversity": round(diversity[-1], 4) if diversity else None,
+        "minutes": round(log[-1]["minutes"], 1),
+        "steps": log[-1]["step"],
+    }
+    merge(table, {**row, **figures, **about()}, row)
 
 
-def report(args, rows, settings, paper, stem):
-    """Print the settings of the rows as Markdown beside the paper's scores; draw every seed, mean and paper."""
-    from matplotlib.figure import Figure
-    same = {"length": "{1:g} {0}".format(*length(args)), "episodes": args.episodes, "start_seed": args.start_seed}
-    rows = [r for r in rows if all(r.get(k) == str(v) for k, v in same.items())]
-    settings = [name for name in settings if any(r["setting"] == name for r in rows)]
-    columns = ("success", *(("act_ms", "jerk", "disagreement") if args.run is pusht else ("spread",)), "minutes", "steps")
-    lines = ["| setting | score | seeds | the paper | " + " | ".join(columns) + " |", "|---" * (4 + len(columns)) + "|"]
-    fig = Figure(figsize=(1.2 + 1.1 * len(settings), 3.4), layout="constrained")
-    ax = fig.add_subplot()
-    for i, name in enumerate(settings):
-        values, mean, half = seeds_of(rows, name)
-        more = [f"{m:.3g}" if m < 1000 else f"{m:.0f}" for m in (seeds_of(rows, name, c)[1] for c in columns)]
-        lines.append(f"| {name} | {mean:.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "") + " | "
-                     + ", ".join(f"{v:.3f}" for v in values) + f" | {paper.get(name, '')} | " + " | ".join(more) + " |")
-        ax.bar(i, mean, color="tab:blue", alpha=0.35)
-        ax.plot([i] * len(values), values, "o", color="tab:blue", ms=4)
-        if name in paper:
-            ax.plot(i, paper[name], "x", color="tab:red", label="the paper" if name == next(iter(paper)) else None)
-    ax.set(xticks=range(len(settings)), ylabel="score", ylim=(0, 1))
-    ax.set_xticklabels([name.replace(", ", "\n") for name in settings], fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    if paper:
-        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
-    atomic(Path(args.results, f"{stem}.png"), lambda f: fig.savefig(f, format="png", dpi=110))
-    atomic(Path(args.results, f"{stem}.md"), lambda f: f.write(("\n".join(lines) + "\n").encode()))
-    print("\n".join(lines))
+def print_settings(papers, result, args):
+    """Print the table's rows of these flags beside the paper's scores. papers: setting -> score."""
+    starts = Starts(episodes=args.episodes, first_seed=args.start_seed)
+    rows = select(at(read(Path(args.results, result)), starts), length=budget_of(args))
+    found = {r["setting"] for r in rows}
+    print(setting_table(rows, {name: paper for name, paper in papers.items() if name in found}))
 
 
 def pusht(args):
-    """Table I's Push-T row: methods on one network, data and budget; score, NFE, latency, jerk, plans' disagreement."""
-    table = Path(args.results, "pusht_methods.csv")
+    """Table I's Push-T row: methods on one network, data and budget; score, latency, motion."""
+    chosen = [e for e in PUSHT if e.name in args.methods]
+    papers = {}
     for seed in args.seeds:
-        for method in args.methods:
-            out, log = pusht_run(args, method, FLAGS[method], seed)
-            for nfe in METHODS[method]:
-                rows = pusht_score(args, out, log, method, nfe, seed, table)
-    report(args, rows, [f"{m}, {nfe} NFE" for m in args.methods for nfe in METHODS[m]], PAPER_PUSHT, "pusht_methods")
+        for experiment in chosen:
+            for nfe in experiment.nfe:
+                pusht_score(experiment, nfe, seed, args)
+                reported = experiment.paper if nfe == experiment.nfe[0] else None
+                papers[setting_of(experiment.name, nfe)] = reported
+    print_settings(papers, chosen[0].result, args)
 
 
 def efficiency(args):
-    """Table VI as curves: score over training minutes and over epochs, of the runs that `pusht` makes."""
-    from matplotlib.figure import Figure
+    """Table VI as curves: the scores over minutes and epochs of the runs that `pusht` makes."""
     task = TASKS["pusht"]
-    per_epoch = max(len(Chunks(load(task, args.data, args.demos), task.T_o, task.T_p, task.T_a)) // args.batch, 1)
-    rows = [{"method": method, "seed": seed, "epochs": round(r["step"] / per_epoch, 2),
-             **{k: r[k] for k in ("step", "minutes", "score")}} for method in args.methods for seed in args.seeds
-            for r in pusht_run(args, method, FLAGS[method], seed)[1] if "score" in r]
-    fig = Figure(figsize=(9, 3.4), layout="constrained")
-    for ax, x in zip(fig.subplots(1, 2, sharey=True), ("minutes", "epochs")):
-        for (i, method), seed in itertools.product(enumerate(args.methods), args.seeds):
-            ax.plot(*zip(*[(r[x], r["score"]) for r in rows if (r["method"], r["seed"]) == (method, seed)]), color=f"C{i}",
-                    lw=1, marker=".", ms=4, label=method if seed == args.seeds[0] else None)
-        ax.set(xlabel=f"training {x}", ylabel="score", ylim=(0, 1))
-        ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="lower right")
-    write_csv(Path(args.results, "efficiency.csv"), rows)
-    atomic(Path(args.results, "efficiency.png"), lambda f: fig.savefig(f, format="png", dpi=110))
-    print(f"drawn: {args.results}/efficiency.png")
-
-
-def multimodal(args):
-    """Share of modes each method covers over 256 latents: at the toy fork, and at Push-T's symmetric states."""
-    rows, found = [], {}
-    for method in args.methods:
-        for seed in args.seeds:
-            out, ckpt = pusht_run(args, method, FLAGS[method], seed)[0], Path(args.out, f"fork-{method}-seed{seed}.pt")
-            if not ckpt.exists():
-                how = argparse.Namespace(method=method, K=4, temp=[0.2], mode="chunk", scale="batch", amp=False)
-                modes.fit_fork(method, lambda *batch: loss_of(*batch[:3], how, batch[3])[0], seed,
-                               steps=args.fork_steps).save(ckpt)
-            at_fork, on_pusht = (prepare(Policy.load(path)[0]) for path in (ckpt, out / "ckpt.pt"))
-            for task, (shares, none, drawn) in (("fork", modes.fork_shares(at_fork)), ("pusht", modes.pusht_shares(on_pusht))):
-                rows.append({"task": task, "setting": method, "seed": seed, **modes.coverage(shares, none), **about()})
-                if seed == args.seeds[0]:
-                    found.setdefault(method, []).append(drawn)
-    write_csv(Path(args.results, "multimodal.csv"), rows)
-    fig = modes.sheet(found)
-    atomic(Path(args.results, "multimodal.png"), lambda f: fig.savefig(f, format="png", dpi=90))
-    lines = ["| task | method | modes covered | rarest mode | plans on no mode |", "|---|---|---|---|---|"]
-    for task, method in itertools.product(("fork", "pusht"), args.methods):
-        own = [r for r in rows if r["task"] == task]
-        means = (seeds_of(own, method, k)[1:] for k in ("covered", "rarest", "on_none"))
-        cells = [f"{m:.2f}" + ("" if np.isnan(h) else f" ± {h:.2f}") for m, h in means]
-        lines.append(f"| {task} | {method} | {' | '.join(cells)} |")
-    atomic(Path(args.results, "multimodal.md"), lambda f: f.write(("\n".join(lines) + "\n").encode()))
-    print("\n".join(lines))
+    per_epoch = steps_per_epoch(task, load(task, args.data, args.demos), args.batch)
+    rows = []
+    chosen = [e for e in PUSHT if e.name in args.methods]
+    for experiment, seed in itertools.product(chosen, args.seeds):
+        for r in pusht_run(experiment, seed, args)[1]:
+            if "score" in r:
+                row = {"method": experiment.name, "seed": seed}
+                row["epochs"] = round(r["step"] / per_epoch, 2)
+                rows.append({**row, **{k: r[k] for k in ("step", "minutes", "score")}})
+    table = Path(args.results, "efficiency.csv")
+    write_csv(table, rows)
+    print(f"{table}: {len(rows)} evaluations")
 
 
 def ablate(args):
-    """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost: Eq. 58, time and memory; beyond: flags of ours."""
+    """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost; beyond: flags of ours."""
     if args.what == "cost":
-        return write_csv(Path(args.results, "ablate_cost.csv"), [{**r, **about()} for r in bench.cost(args)])
-    settings, paper, epochs = ABLATIONS[args.what]
-    if unknown := set(args.settings or ()) - set(settings):
-        raise BadInput(f"--settings {' '.join(sorted(unknown))}: of ablate {args.what} there are {', '.join(settings)}")
-    if not any((args.steps, args.minutes, args.epochs)):
-        args.epochs = epochs
-    table = Path(args.results, f"ablate_{args.what}.csv")
+        rows = [{**row, **about()} for row in bench.cost(args)]
+        write_csv(Path(args.results, ABLATE_COST[0].result), rows)
+        return
+    experiments = ABLATIONS[args.what]
+    chosen = chosen_settings(experiments, args)
+    if not budget_of(args):
+        args.epochs = experiments[0].paper_budget.amount
     for seed in args.seeds:
-        for name in args.settings or settings:
-            out, log = pusht_run(args, name, settings[name], seed)
-            rows = pusht_score(args, out, log, name, 1, seed, table)
-    report(args, rows, list(settings), paper, f"ablate_{args.what}")
+        for experiment in chosen:
+            pusht_score(experiment, 1, seed, args)
+    print_settings({e.name: e.paper for e in experiments}, experiments[0].result, args)
 
 
-def shared(s, episodes):
-    """Add the flags of all commands that train and score."""
-    s.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
-    s.add_argument("--episodes", type=int, default=episodes, help="episodes of an evaluation")
-    s.add_argument("--batch", type=int, default=32, help="observations per step B")
-    s.add_argument("--dims", nargs="+", default=["auto"], metavar="C", help="U-Net channels; see dbp_train.py")
-    s.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
-    s.add_argument("--threads", type=int, help="CPU threads")
-    s.add_argument("--one-process", action="store_true", help="evaluate with all simulators in one process")
+def chosen_settings(experiments, args):
+    """The settings of an ablation that --settings names, else all that can be run."""
+    possible = {e.name: e for e in experiments if not e.removed}
+    names = args.settings or list(possible)
+    unknown = [name for name in names if name not in possible]
+    if unknown:
+        raise BadInput(
+            f"--settings {', '.join(unknown)}: `ablate {args.what}` can run {', '.join(possible)}"
+        )
+    return [possible[name] for name in names]
 
 
-def main():
-    p = Parser(__doc__)
-    p.set_defaults(device=None, **dict.fromkeys(POSITIVE))              # no command has all of these flags
-    sub = p.add_subparsers(dest="command", required=True)
-    for name, run in (("pointcloud", pointcloud), ("survey", survey)):
-        s = sub.add_parser(name, help=run.__doc__.split("\n")[0], description=run.__doc__)
-        s.set_defaults(run=run)
-        s.add_argument("--tasks", nargs="+", default=CLOUDS, metavar="TASK", help="tasks; all 37 if not given")
-        s.add_argument("--demos", type=int, default=10, help="demonstrations of each task")
-        if run is pointcloud:
-            s.add_argument("--states", help="Adroit: recorded states, see experts.py")
-            shared(s, 20)
-            s.add_argument("--epochs", type=float, help="passes over the data; the paper's 3000 (Adroit), 1000 if not given")
-            s.add_argument("--every", type=float, default=200, help="epochs between evaluations")
-            s.add_argument("--top", type=int, default=5, help="evaluations whose mean is the protocol's figure")
-        else:
-            s.add_argument("--attempts", type=int, default=20, help="starts the scripted policies are tried at")
-            s.add_argument("--steps", type=int, default=20, help="training steps")
-            s.add_argument("--png", default="figures/pointclouds.png", help="contact sheet of all clouds")
-    for name, run in (("pusht", pusht), ("efficiency", efficiency), ("multimodal", multimodal), ("ablate", ablate)):
-        s = sub.add_parser(name, aliases=["smoothness"] * (run is pusht), help=run.__doc__.split("\n")[0], description=run.__doc__)
-        s.set_defaults(run=run)
-        if run is ablate:
-            s.add_argument("what", choices=(*ABLATIONS, "cost"), help="what varies")
-            s.add_argument("--settings", nargs="+", help="those settings alone, such as 'K 4'; the table keeps the others")
-        else:
-            s.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), help="methods")
+def multimodal(args):
+    """Share of modes each method covers: at the toy fork, and at Push-T's symmetric states."""
+    table = Path(args.results, MULTIMODAL[0].result)
+    rows = []
+    plans = {}
+    chosen = [e for e in MULTIMODAL if e.name in args.methods]
+    for experiment, seed in itertools.product(chosen, args.seeds):
+        found, drawn = modes_of(experiment, seed, args)
+        rows += [{**row, **about()} for row in found]
+        if seed == args.seeds[0]:
+            plans[experiment.name] = drawn
+    write_csv(table, rows)
+    modes.save_plans(table.with_name("multimodal_plans.npz"), plans)
+    print(modes_table(rows, args.methods))
+
+
+def modes_of(experiment, seed, args):
+    """The rows of one method and seed at the fork and on Push-T, and the plans to be drawn."""
+    at_fork = Path(args.out, f"fork-{experiment.name}-seed{seed}.pt")
+    if not at_fork.exists():
+        modes.fit_fork(experiment.name, seed, steps=args.fork_steps).save(at_fork)
+    on_pusht = pusht_run(experiment, seed, args)[0] / "ckpt.pt"
+    rows = []
+    drawn = []
+    for task, path, shares_of in (
+        ("fork", at_fork, modes.fork_shares),
+        ("pusht", on_pusht, modes.pusht_shares),
+    ):
+        shares, none, plans = shares_of(prepare(Policy.load(path)[0]))
+        row = {"task": task, "setting": experiment.name, "seed": seed}
+        rows.append({**row, **modes.coverage(shares, none)})
+        drawn.append(plans)
+    return rows, drawn
+
+
+# ---- Stage 2 ------------------------------------------------------------------------------------
+
+
+def stage2_names():
+    """What `stage2 --tasks` may name: the kinds of policies that Stage 2 begins from."""
+    names = [e.name.removesuffix("-no-anchor").removesuffix("-anchor") for e in STAGE2]
+    return list(dict.fromkeys(names))
+
+
+def stage2_experiment(name, anchor):
+    """The experiment of a name of stage2_names(), with or without the anchor."""
+    wanted = [name, f"{name}-anchor"] if anchor else [f"{name}-no-anchor"]
+    for experiment in STAGE2:
+        if experiment.name in wanted:
+            return experiment
+    raise BadInput(f"{name} is not run with{'' if anchor else 'out'} the anchor: leave it out")
+
+
+def stage2(args):
+    """Improve policies by Stage 2, with Stage 1 where there is no checkpoint; scores, curves."""
+    chosen = [stage2_experiment(name, not args.no_anchor) for name in args.tasks]
+    for experiment, seed in itertools.product(chosen, args.seeds):
+        stage2_run(experiment, seed, args)
+
+
+def is_trial(args):
+    """Whether flags were given that make a run of Stage 2 another than the table's."""
+    lengths = (args.steps, args.num_envs, args.num_steps, args.num_iterations, args.episodes)
+    return any(lengths) or args.dims != ["auto"]
+
+
+def stage2_run(experiment, seed, args):
+    """One seed of Stage 2: the checkpoint it begins from, the run, its curve, its final scores."""
+    name = f"{experiment.name}-trial" if is_trial(args) else experiment.name
+    episodes = args.episodes or experiment.starts[0].episodes
+    before = stage1_checkpoint(experiment, seed, args)
+    out = Path(args.out, f"{name}-seed{seed}")
+    flags = ["--init", before, "--seed", seed, "--episodes", episodes]
+    flags += given(args, "num_envs", "num_steps", "num_iterations")
+    flags += given(args, "device", "threads", "one_process")
+    log = finished("dbpo_ppo.py", out, *flags, *experiment.stage2)
+    add_curve(Path(args.results, experiment.curve), f"{name}-seed{seed}", log)
+    table = Path(args.results, experiment.result)
+    for starts in experiment.starts:
+        row = {
+            "setting": name,
+            "seed": seed,
+            "episodes": args.episodes or starts.episodes,
+            "start_seed": starts.first_seed,
+        }
+        if not select(read(table), **row):
+            row |= change(before, out / "ckpt.pt", row["episodes"], row["start_seed"], args)
+            row |= {"env_steps": log[-1]["step"], "minutes": round(log_minutes(log), 1)}
+            merge(table, {**row, **about()}, experiment.keys)
+            print(f"{name}, seed {seed}: {row['before']:g} before, {row['after']:g} after")
+
+
+def stage1_checkpoint(experiment, seed, args):
+    """The checkpoint that a run of Stage 2 begins from, trained now if there is none."""
+    if experiment.stage1_seed is not None:
+        seed = experiment.stage1_seed
+    steps = args.steps or experiment.budget.amount
+    out = Path(args.out, f"stage1-{experiment.task}-steps{steps:g}-seed{seed}")
+    flags = ["--task", experiment.task, "--seed", seed, "--steps", steps, "--dims", *args.dims]
+    flags += given(args, "data", "device", "threads", "one_process")
+    finished("dbp_train.py", out, *flags, *experiment.stage1)
+    return out / "ckpt.pt"
+
+
+def log_minutes(log):
+    """The minutes of training that a log tells last."""
+    return [r["minutes"] for r in log if "minutes" in r][-1]
+
+
+def add_curve(table, run, log):
+    """Put the evaluations of a run into a table of curves, in the place of an earlier copy."""
+    columns = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
+    others = [r for r in read(table) if r["run"] != run]
+    own = [
+        {"run": run, **{k: r[k] for k in columns if k in r}}
+        for r in log
+        if "iteration" in r and "score" in r
+    ]
+    write_csv(table, others + own)
+
+
+def change(before, after, episodes, start_seed, args):
+    """The figures of two checkpoints on the same starts, as columns of stage2.csv."""
+    columns = {}
+    for when, path in (("before", before), ("after", after)):
+        policy = prepare(Policy.load(path, args.device or "cpu")[0])
+        task = task_named(policy.task)
+        result, rolled = evaluate(
+            policy,
+            task,
+            episodes,
+            start_seed=start_seed,
+            workers=not args.one_process,
+        )
+        digits = 1 if task.score == "sum" else 4
+        columns[when] = round(result["score"], digits)
+        columns[f"{when}_low"] = round(result["score_95"][0], digits)
+        columns[f"{when}_high"] = round(result["score_95"][1], digits)
+        if "success" in result:
+            columns[f"success_{when}"] = result["success"]
+            jerk = smoothness(rolled, policy.T_o, policy.T_a)["jerk"]
+            columns[f"jerk_{when}"] = round(jerk, 2)
+    return columns
+
+
+# ---- what is done and what is missing -----------------------------------------------------------
+
+
+def key_rows(experiment, seed):
+    """The key columns of the rows that a seed of an experiment leaves in its table."""
+    row = {"seed": seed, "task": experiment.task, "flags": experiment.name, "dims": "auto"}
+    if experiment.budget:
+        row |= {"length": str(experiment.budget), "epochs": f"{experiment.budget.amount:g}"}
+    for nfe, starts in itertools.product(experiment.nfe, experiment.starts):
+        row["setting"] = experiment.name
+        if experiment.group == "pusht":
+            row["setting"] = setting_of(experiment.name, nfe)
+        row |= {"episodes": starts.episodes, "start_seed": starts.first_seed}
+        yield {key: row[key] for key in experiment.keys if key in row}
+
+
+def is_done(experiment, seed, rows):
+    """Whether the table holds every row of a seed."""
+    return bool(rows) and all(select(rows, **keys) for keys in key_rows(experiment, seed))
+
+
+def listing(args):
+    """Print every experiment with the seeds that are done and those that are missing."""
+    tables = {e.result: read(Path(args.results, e.result)) for e in EXPERIMENTS}
+    count = 0
+    for e in EXPERIMENTS:
+        done = [seed for seed in e.seeds if is_done(e, seed, tables[e.result])]
+        missing = [seed for seed in e.seeds if seed not in done]
+        count += len(missing)
+        if args.missing and not missing:
+            continue
+        text = f"{e.group:<11} {e.name:<33} {str(e.budget or ''):<13}"
+        text += f"done: {words(done):<9} missing: {words(missing):<9}"
+        if e.removed:
+            text += f"({e.removed})"
+        elif missing:
+            text += e.command
+        print(text.rstrip())
+    print(f"{count} runs are missing")
+
+
+def words(seeds):
+    """Seeds in a line of the list."""
+    return " ".join(map(str, seeds)) or "-"
+
+
+# ---- the command line ---------------------------------------------------------------------------
+
+
+def add_command(sub, name, run, **how):
+    """A subcommand with its help and the two folders."""
+    first = run.__doc__.split("\n")[0]
+    p = sub.add_parser(name, help=first, description=run.__doc__, **how)
+    p.set_defaults(run=run)
+    p.add_argument("--results", default="results", help="folder of the tables")
+    return p
+
+
+def add_training(p, episodes):
+    """The flags of the commands that train and score."""
+    p.add_argument("--out", default="runs", help="folder of the run folders")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+    if episodes:
+        p.add_argument("--episodes", type=int, default=episodes, help="episodes of an evaluation")
+        p.add_argument("--batch", type=int, default=32, help="observations a step, B")
+    p.add_argument(
+        "--dims", nargs="+", default=["auto"], metavar="C", help="U-Net channels; see dbp_train.py"
+    )
+    p.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument(
+        "--one-process", action="store_true", help="evaluate with all simulators in one process"
+    )
+
+
+def add_clouds(sub):
+    """The subcommands on point clouds."""
+    p = add_command(sub, "pointcloud", pointcloud)
+    add_training(p, episodes=20)
+    p.add_argument("--states", help="Adroit: recorded states, see experts.py")
+    p.add_argument(
+        "--epochs",
+        type=float,
+        help="passes over the data; the paper's 3000 (Adroit), 1000 if not given",
+    )
+    p.add_argument("--every", type=float, default=200, help="epochs between evaluations")
+    p.add_argument(
+        "--top", type=int, default=5, help="evaluations whose mean is the protocol's figure"
+    )
+    s = add_command(sub, "survey", survey)
+    s.add_argument("--out", default="runs", help="folder of the run folders")
+    s.add_argument(
+        "--attempts", type=int, default=20, help="starts the scripted policies are tried at"
+    )
+    s.add_argument("--steps", type=int, default=20, help="training steps")
+    s.add_argument("--png", default="figures/pointclouds.png", help="contact sheet of all clouds")
+    for command in (p, s):
+        command.add_argument(
+            "--tasks",
+            nargs="+",
+            default=list(CLOUDS),
+            metavar="TASK",
+            help="tasks; all 37 if not given",
+        )
+        command.add_argument("--demos", type=int, default=10, help="demonstrations of each task")
+
+
+def add_pusht(sub):
+    """The subcommands on Push-T."""
+    for name, run in (("pusht", pusht), ("efficiency", efficiency), ("multimodal", multimodal)):
+        p = add_command(sub, name, run, aliases=["smoothness"] if run is pusht else [])
+        p.add_argument(
+            "--methods", nargs="+", choices=tuple(COMPARED), default=list(COMPARED), help="methods"
+        )
         if run is multimodal:
-            s.add_argument("--fork-steps", type=int, default=1500, help="optimiser steps at the toy fork")
-        shared(s, 50)
-        budget = s.add_mutually_exclusive_group()
-        budget.add_argument("--minutes", type=float, default=None if run is ablate else 15, help="training minutes of each run")
-        budget.add_argument("--steps", type=int, help="optimiser steps, instead")
-        budget.add_argument("--epochs", type=float, help="passes over the data, instead; the paper's of an ablation if not given")
-        s.add_argument("--data", help="demonstrations; see dbp_train.py")
-        s.add_argument("--demos", type=int, default=90 if run is ablate else None, help="the first that many of them")
-        s.add_argument("--start-seed", type=int, default=START_SEED, help="first start seed of the scores")
-        s.add_argument("--eval-every", type=int, default=0 if run is ablate else 1000, help="steps between evaluations")
-    for s in set(sub.choices.values()):
-        s.add_argument("--out", default="runs", help="folder of the run folders")
-        s.add_argument("--results", default="results", help="folder of tables and figures")
-    args = p.parse_args()
+            p.add_argument(
+                "--fork-steps", type=int, default=1500, help="optimiser steps at the toy fork"
+            )
+        add_training(p, episodes=50)
+        add_lengths(p, minutes=15, demos=None, eval_every=1000)
+    p = add_command(sub, "ablate", ablate)
+    p.add_argument("what", choices=(*ABLATIONS, "cost"), help="what varies")
+    p.add_argument(
+        "--settings",
+        nargs="+",
+        help="those settings alone, such as 'K 4'; the table keeps the others",
+    )
+    add_training(p, episodes=50)
+    add_lengths(p, minutes=None, demos=90, eval_every=0)
+
+
+def add_lengths(p, *, minutes, demos, eval_every):
+    """The flags that say how long Push-T is trained, on what, and where it is scored."""
+    g = p.add_mutually_exclusive_group()
+    g.add_argument("--minutes", type=float, default=minutes, help="training minutes of each run")
+    g.add_argument("--steps", type=int, help="optimiser steps, instead")
+    g.add_argument(
+        "--epochs",
+        type=float,
+        help="passes over the data, instead; the paper's of an ablation if not given",
+    )
+    p.add_argument("--data", help="demonstrations; see dbp_train.py")
+    p.add_argument("--demos", type=int, default=demos, help="the first that many of them")
+    p.add_argument(
+        "--start-seed", type=int, default=START_SEED, help="first start seed of the scores"
+    )
+    p.add_argument("--eval-every", type=int, default=eval_every, help="steps between evaluations")
+
+
+def add_stage2(sub):
+    """The subcommand of Stage 2."""
+    p = add_command(sub, "stage2", stage2)
+    p.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=stage2_names(),
+        required=True,
+        metavar="NAME",
+        help=f"what is improved: {', '.join(stage2_names())}",
+    )
+    p.add_argument("--no-anchor", action="store_true", help="without the anchor (--anchor 0)")
+    add_training(p, episodes=None)
+    p.add_argument("--data", help="demonstrations of Stage 1; see dbp_train.py")
+    g = p.add_argument_group("a trial, in rows of its own, instead of the table's settings")
+    g.add_argument("--steps", type=int, help="optimiser steps of Stage 1")
+    g.add_argument("--episodes", type=int, help="episodes of an evaluation")
+    for flag in ("--num-envs", "--num-steps", "--num-iterations"):
+        g.add_argument(flag, type=int, help="as in dbpo_ppo.py")
+
+
+def parse(argv=None):
+    """The command line; flags that a command does not have are None."""
+    p = Parser(
+        __doc__,
+        examples=(
+            "python reproduce.py list",
+            "python reproduce.py pusht --minutes 15",
+            "python reproduce.py efficiency --minutes 15",
+            "python reproduce.py multimodal --minutes 15",
+            "python reproduce.py ablate K --steps 3000",
+            "python reproduce.py ablate beyond --steps 3000 --start-seed 200000 --episodes 200",
+            "python reproduce.py stage2 --tasks hopper --seeds 0 1 2 --no-anchor",
+            "python reproduce.py pointcloud --tasks metaworld-door-open --epochs 150 --every 50",
+            "python reproduce.py survey",
+        ),
+    )
+    p.set_defaults(device=None, **dict.fromkeys(POSITIVE))
+    sub = p.add_subparsers(dest="command", required=True)
+    add_command(sub, "list", listing).add_argument(
+        "--missing", action="store_true", help="only experiments with something missing"
+    )
+    add_pusht(sub)
+    add_stage2(sub)
+    add_clouds(sub)
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    """Run one command."""
+    args = parse(argv)
     above_zero(args, *POSITIVE)
     check_device(args.device or "cpu")
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    args.minutes = None if args.steps or args.epochs else args.minutes
     args.run(args)
 
 

@@ -15,7 +15,7 @@ import evaluate as module
 from baselines import time_dim
 from conftest import cli
 from envs import TASKS
-from evaluate import Rollout, bootstrap, count_calls, evaluate, line, rollout, save_gif, seeds_of
+from evaluate import Rollout, bootstrap, count_calls, evaluate, line, rollout, save_gif
 from runs import BadInput
 from runs import cli as run_cli
 from task import observation_space
@@ -134,18 +134,6 @@ def test_smoothness_by_hand():
     jerk = pytest.approx(np.sqrt(36 / 2))
     assert module.smoothness(r, 2, 3) == {"jerk": jerk, "disagreement": pytest.approx(1)}
     assert module.smoothness(r, 2, 5)["disagreement"] is None
-
-
-def test_seeds_of():
-    """Half the interval of three values is t s / sqrt(3), with t = 4.30; one value has none."""
-    rows = [{"setting": "a", "score": str(y)} for y in (1, 2, 6)] + [{"setting": "b", "score": 5}]
-    values, mean, half = seeds_of(rows, "a")
-    assert values.tolist() == [1, 2, 6]
-    assert mean == 3
-    assert half == pytest.approx(4.30 * np.sqrt(7) / np.sqrt(3))
-    _, mean, half = seeds_of(rows, "b")
-    assert mean == 5
-    assert np.isnan(half)
 
 
 def test_a_score_is_logged_once():

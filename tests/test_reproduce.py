@@ -1,128 +1,194 @@
-"""reproduce.py: the summary's arithmetic, tables that grow row by row, runs that are not made twice."""
-import csv
+"""reproduce.py: runs that are not made twice, tables that grow row by row, what is missing."""
+
 import json
 
 import numpy as np
 import pytest
 
 import reproduce
-from conftest import cli as command
-from data import Chunks, load, save_npz
+from data import Windows, load
 from envs import TASKS
+from experiments import EXPERIMENTS
+from formats import save_npz
+from plots import FIGURES
+from runs import BadInput
+from tables import Results, read
+
+TINY = ["--dims", 8, 16, "--device", "cpu", "--one-process"]
 
 
-def run(task, seed, top, last):
-    return {"task": task, "group": TASKS[task].group, "seed": str(seed), "top": str(top), "last": str(last),
-            "epochs": "100"}
+def folders(tmp_path):
+    """Flags for run folders and tables of the test's own."""
+    return ["--out", tmp_path / "runs", "--results", tmp_path / "results"]
 
 
-def test_paper_rows():
-    """The paper's averages are those of its 37 tasks, not of its columns; OMP's stands 0.4 below its own columns'."""
-    sizes = [1, 1, 1, 21, 4, 4, 5]
-    off = [average - np.dot(columns, sizes) / 37 for *columns, average in reproduce.TABLE_2.values()]
-    np.testing.assert_allclose(off, [0, -0.41, 0], atol=0.06)
-    assert len(reproduce.CLOUDS) == 37
+@pytest.fixture
+def run(capsys):
+    """A function that runs a command of reproduce.py and returns what it printed."""
+
+    def run_it(*flags):
+        capsys.readouterr()
+        reproduce.main([str(flag) for flag in flags])
+        return capsys.readouterr().out
+
+    return run_it
 
 
-def test_summary():
-    rows = [run("metaworld-door-open", 0, 1.0, 0.8), run("metaworld-door-open", 1, 0.8, 0.6),
-            run("metaworld-reach", 0, 0.5, 0.4), run("adroit-pen", 0, 0.7, 0.6)]
-    text = reproduce.summary(rows).splitlines()
-    assert [c.strip() for c in text[0].split("|")[2:-1]] == [*reproduce.COLUMNS, "all 37"]
-    top, last = ([c.strip() for c in line.split("|")[2:-1]] for line in text[-2:])
-    assert top == ["—", "—", "70.0 (tasks 1, runs 1)", "70.0 ± 10.0 (tasks 2, runs 3)", "—", "—", "—", "—"]
-    assert last[3] == "55.0 ± 10.0 (tasks 2, runs 3)"
-    longer = {**rows[2], "epochs": "1000", "last": 0.9}
-    assert reproduce.summary([longer, *rows]).splitlines()[-1] == reproduce.summary([*rows[:2], longer, rows[3]]).splitlines()[-1]
+@pytest.fixture
+def pusht(demos, tmp_path):
+    """Flags of tiny runs on Push-T."""
+    return [
+        *("--seeds", 0, "--data", demos, "--batch", 4, "--episodes", 1, "--eval-every", 0),
+        *TINY,
+        *folders(tmp_path),
+    ]
 
 
-def test_merge(tmp_path):
-    path = tmp_path / "t.csv"
-    reproduce.merge(path, {"a": 1, "b": 2}, "a")
-    reproduce.merge(path, {"a": 2, "b": 3}, "a")
-    assert reproduce.merge(path, {"a": 1, "b": 9, "c": 0}, "a")[-1] == {"a": "1", "b": "9", "c": "0"}
-    assert [r["b"] for r in csv.DictReader(open(path))] == ["3", "9"]
-
-
-def test_pointcloud(tmp_path, monkeypatch, capsys):
+def test_pointcloud(run, tmp_path, monkeypatch):
     """A run by the protocol, twice: the second time only the table is written again."""
-    task, rng = TASKS["metaworld-reach"], np.random.default_rng(0)
-    save_npz(tmp_path / "metaworld-reach.npz", state=rng.normal(size=(40, 9)), points=rng.normal(size=(40, 512, 3)),
-             action=rng.uniform(-1, 1, (40, 4)), episode_ends=np.array([20, 40]))
+    task = TASKS["metaworld-reach"]
+    rng = np.random.default_rng(0)
+    save_npz(
+        tmp_path / "metaworld-reach.npz",
+        state=rng.normal(size=(40, 9)),
+        points=rng.normal(size=(40, 512, 3)),
+        action=rng.uniform(-1, 1, (40, 4)),
+        episode_ends=np.array([20, 40]),
+    )
     monkeypatch.setenv("DRIFT_DATA", str(tmp_path))
-    flags = ["reproduce.py", "pointcloud", "--tasks", task.name, "--seeds", 0, "--epochs", 2, "--every", 1, "--demos", 2,
-             "--episodes", 1, "--dims", 8, 16, "--device", "cpu", "--out", tmp_path / "runs", "--results", tmp_path / "results"]
-    code, text, err = command(*flags)
-    assert code == 0 and "metaworld-reach, seed 0: last 0.00" in text and "| DBP, the paper | 100 |" in text, err
-    row, = csv.DictReader(open(tmp_path / "results" / "pointcloud.csv"))
-    assert row["of"].endswith("of 1") and row["steps"] == "2" and row["epochs"] == "2" and row["commit"] and row["date"]
-    again = command(*flags)[1]
-    assert "dbp_train.py" in text and "dbp_train.py" not in again and again.splitlines()[-7:] == text.splitlines()[-7:]
-    code, _, err = command("reproduce.py", "pointcloud", "--tasks", "hopper")
-    assert code == 2 and "hopper: not seen as a point cloud" in err
+    flags = ["pointcloud", "--tasks", task.name, "--seeds", 0, "--epochs", 2]
+    flags += ["--every", 1, "--demos", 2, "--episodes", 1, *TINY, *folders(tmp_path)]
+    text = run(*flags)
+    assert "metaworld-reach, seed 0: last 0.00" in text and "| DBP, the paper | 100 |" in text
+    (row,) = read(tmp_path / "results" / "pointcloud.csv")
+    assert row["of"].endswith("of 1") and row["steps"] == "2" and row["epochs"] == "2"
+    assert row["commit"] and row["date"]
+    again = run(*flags)
+    assert "dbp_train.py" in text and "dbp_train.py" not in again
+    assert again.splitlines()[-7:] == text.splitlines()[-7:]
 
 
-def test_interval_over_seeds():
-    rows = [{"setting": "a", "score": s} for s in ("0.8", "0.9", "0.7")] + [{"setting": "b", "score": "0.5"}]
-    values, mean, half = reproduce.seeds_of(rows, "a")
-    assert sorted(values) == [0.7, 0.8, 0.9] and mean == pytest.approx(0.8) and half == pytest.approx(4.30 * 0.1 / 3 ** 0.5)
-    assert np.isnan(reproduce.seeds_of(rows, "b")[2])
+def test_pointcloud_refuses_other_tasks():
+    with pytest.raises(BadInput, match="hopper is not seen as a point cloud"):
+        reproduce.main(["pointcloud", "--tasks", "hopper"])
 
 
-def test_methods_and_ablation(demos, tmp_path):
-    """Every method and number of evaluations becomes a row, once; an ablation of another length is not mixed in."""
-    common = ["--seeds", 0, "--data", demos, "--dims", 8, 16, "--batch", 4, "--episodes", 1, "--eval-every", 0, "--device", "cpu",
-              "--one-process", "--out", tmp_path / "runs", "--results", tmp_path / "results"]
-    flags = ["reproduce.py", "pusht", "--methods", "dbp", "meanflow", "--steps", 2, *common]
-    code, text, err = command(*flags)
-    assert code == 0 and "| meanflow, 1 NFE |" in text and "| 0.87 |" in text, err
-    rows = list(csv.DictReader(open(tmp_path / "results" / "pusht_methods.csv")))
-    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("dbp, 1 NFE", 1), ("meanflow, 1 NFE", 1)]
+def test_methods(run, pusht, demos, tmp_path):
+    """Every method and number of evaluations becomes a row, once; `efficiency` reads the logs."""
+    flags = ["--methods", "dbp", "bc", "--steps", 2, *pusht]
+    text = run("pusht", *flags)
+    assert "dbp_train.py" in text and "| bc, 1 NFE |" in text and "| 0.870 |" in text
+    rows = read(tmp_path / "results" / "pusht_methods.csv")
+    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("dbp, 1 NFE", 1), ("bc, 1 NFE", 1)]
     assert all(float(r["jerk"]) > 0 and r["date"] and r["commit"] for r in rows)
-    assert {"pusht_methods.png", "pusht_methods.md"} <= {p.name for p in (tmp_path / "results").iterdir()}
-    assert "dbp_train.py" not in command(*flags)[1]
-    code, text, err = command("reproduce.py", "efficiency", *flags[2:])
-    curve = list(csv.DictReader(open(tmp_path / "results" / "efficiency.csv")))
-    assert code == 0 and [(r["method"], r["step"]) for r in curve] == [("dbp", "2"), ("meanflow", "2")], err
-    windows = len(Chunks(load(TASKS["pusht"], demos, None), 2, 16, 8))
+    assert [r["length"] for r in rows] == ["2 steps", "2 steps"]
+    assert float(rows[0]["diversity"]) > 0 and rows[1]["diversity"] == ""
+    assert "dbp_train.py" not in run("pusht", *flags)
+
+    assert "dbp_train.py" not in run("efficiency", *flags)
+    curve = read(tmp_path / "results" / "efficiency.csv")
+    assert [(r["method"], r["step"]) for r in curve] == [("dbp", "2"), ("bc", "2")]
+    windows = len(Windows(load(TASKS["pusht"], demos), 2, 16, 8))
     assert all(float(r["epochs"]) == round(2 / (windows // 4), 2) for r in curve)
-    mode = ["reproduce.py", "ablate", "mode", "--demos", 2, *common]
+
+
+def test_ablation_of_another_length_is_not_mixed_in(run, pusht, tmp_path):
+    flags = ["--demos", 2, *pusht, "--settings", "chunk", "--steps"]
     for steps in (2, 3):
-        code, text, err = command(*mode, "--steps", steps)
-        assert code == 0 and len([line for line in text.splitlines() if line.startswith(("| chunk", "| step"))]) == 2, err
-    rows = list(csv.DictReader(open(tmp_path / "results" / "ablate_mode.csv")))
-    assert len(rows) == 4 and all(float(r["spread"]) > 0 for r in rows)
-    beyond = ["reproduce.py", "ablate", "beyond", "--demos", 2, *common, "--steps", 2, "--start-seed", 200000, "--settings"]
-    code, text, err = command(*beyond, "K 4", "temp-start 4, memory 16")
-    assert code == 0 and "| temp-start 4, memory 16 |" in text and "spread 1" not in text, err
-    flags = json.loads((tmp_path / "runs" / "pusht-temp-start4-memory16-steps2-dims8-dims16-seed0" / "flags.json").read_text())["flags"]
-    assert (flags["temp_start"], flags["memory"]) == (4, 16)
-    assert {r["start_seed"] for r in csv.DictReader(open(tmp_path / "results" / "ablate_beyond.csv"))} == {"200000"}
-    code, _, err = command(*beyond, "K 4", "--demos", 1)
-    assert code == 2 and "--demos 2" in err and "--out" in err
-    code, _, err = command(*beyond, "K 5")
-    assert code == 2 and "K 5" in err and "temp-start 16" in err
+        text = run("ablate", "mode", *flags, steps)
+        lines = [line for line in text.splitlines() if line.startswith("| chunk")]
+        assert len(lines) == 1 and "±" not in lines[0]
+    rows = read(tmp_path / "results" / "ablate_mode.csv")
+    assert len(rows) == 2 and all(float(r["diversity"]) > 0 for r in rows)
+    # chunk is K 4's run under another name, so `ablate K` does not train it again
+    flags[flags.index("chunk")] = "K 4"
+    text = run("ablate", "K", *flags, 2)
+    assert "dbp_train.py" not in text and "| K 4 |" in text
 
 
-@pytest.mark.parametrize("flags, told", [(("pusht", "--minutes", "0"), "--minutes must be above 0"),
-                                         (("ablate", "K", "--demos", "0"), "--demos must be above 0"),
-                                         (("multimodal", "--steps", "0"), "--steps must be above 0"),
-                                         (("pusht", "--device", "nowhere"), "--device nowhere cannot be used")])
+def test_ablation_beyond(run, pusht, tmp_path):
+    """Named settings alone; other data and unknown or removed settings are refused."""
+    flags = ["ablate", "beyond", *pusht, "--steps", 2, "--start-seed", 200000, "--demos"]
+    text = run(*flags, 2, "--settings", "memory 16")
+    assert "| memory 16 |" in text and "spread 1" not in text
+    out = tmp_path / "runs" / "pusht-memory16-steps2-dims8-dims16-seed0"
+    assert json.loads((out / "flags.json").read_text())["flags"]["memory"] == 16
+    (row,) = read(tmp_path / "results" / "ablate_beyond.csv")
+    assert row["start_seed"] == "200000"
+    with pytest.raises(BadInput, match="--demos 2.*--out"):
+        run(*flags, 1, "--settings", "memory 16")
+    with pytest.raises(BadInput, match="temp-start 4.*spread 1"):
+        run(*flags, 2, "--settings", "temp-start 4")
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (("pusht", "--minutes", "0"), "--minutes must be above 0"),
+        (("ablate", "K", "--demos", "0"), "--demos must be above 0"),
+        (("multimodal", "--steps", "0"), "--steps must be above 0"),
+        (("stage2", "--tasks", "hopper", "--num-envs", "0"), "--num-envs must be above 0"),
+        (("stage2", "--tasks", "pusht-best", "--no-anchor"), "pusht-best is not run without"),
+        (("pusht", "--device", "nowhere"), "--device nowhere cannot be used"),
+    ],
+)
 def test_bad_flags_train_nothing(flags, told, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["reproduce.py", *flags, "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         reproduce.cli(reproduce.main)
-    assert end.value.code == 2 and told in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
-def test_multimodal(demos, tmp_path):
-    """A row for each task, method and seed, and a picture, of the runs that `pusht` makes."""
-    code, text, err = command("reproduce.py", "multimodal", "--methods", "dbp", "meanflow", "--steps", 2, "--fork-steps", 2,
-                              "--seeds", 0, 1, "--data", demos, "--dims", 8, 16, "--batch", 4, "--episodes", 1, "--eval-every", 0,
-                              "--device", "cpu", "--one-process", "--out", tmp_path / "runs", "--results", tmp_path / "results")
-    assert code == 0, err
-    rows = list(csv.DictReader(open(tmp_path / "results" / "multimodal.csv")))
+def test_budget_is_the_one_that_is_given():
+    """--minutes has a default, which --steps and --epochs take the place of."""
+    given = {"--steps 5": "5 steps", "--epochs 2": "2 epochs", "--minutes 3": "3 minutes"}
+    for flags, budget in given.items():
+        assert str(reproduce.budget_of(reproduce.parse(["pusht", *flags.split()]))) == budget
+    assert str(reproduce.budget_of(reproduce.parse(["pusht"]))) == "15 minutes"
+    assert reproduce.budget_of(reproduce.parse(["ablate", "K"])) is None
+
+
+def test_multimodal(run, pusht, tmp_path):
+    """A row for each task, method and seed, and plans to be drawn, of the runs of `pusht`."""
+    flags = ["--methods", "dbp", "meanflow", "--steps", 2, "--fork-steps", 2]
+    text = run("multimodal", *pusht, *flags, "--seeds", 0, 1)
+    rows = read(tmp_path / "results" / "multimodal.csv")
     assert [(r["setting"], r["seed"], r["task"]) for r in rows] == [
-        (m, s, t) for m in ("dbp", "meanflow") for s in "01" for t in ("fork", "pusht")]
-    assert {"| fork | dbp |", "| pusht | meanflow |"} <= {" ".join(line.split()[:5]) for line in text.splitlines()}
-    assert (tmp_path / "results" / "multimodal.png").stat().st_size > 10_000
+        (m, s, t) for m in ("dbp", "meanflow") for s in "01" for t in ("fork", "pusht")
+    ]
+    assert "| fork | DBP |" in text and "| Push-T | MeanFlow |" in text
+    picture = tmp_path / "x.png"
+    assert FIGURES["multimodal"].save(Results(tmp_path / "results"), picture)
+    assert picture.stat().st_size > 10_000
+
+
+def test_stage2(run, tmp_path):
+    """Stage 1 and Stage 2 of a trial, its curve and final scores; nothing is run twice."""
+    flags = ["stage2", "--tasks", "hopper", "--no-anchor", "--seeds", 0]
+    flags += ["--steps", 2, "--num-envs", 2, "--num-steps", 2, "--num-iterations", 1]
+    flags += ["--episodes", 1, *TINY, *folders(tmp_path)]
+    assert "hopper-no-anchor-trial, seed 0:" in run(*flags)
+    (row,) = read(tmp_path / "results" / "stage2.csv")
+    assert row["setting"] == "hopper-no-anchor-trial" and float(row["after"]) != 0
+    assert int(row["env_steps"]) > 0 and row["commit"]
+    curve = read(tmp_path / "results" / "locomotion_dbpo.csv")
+    assert curve[0]["run"] == "hopper-no-anchor-trial-seed0" and curve[0]["iteration"] == "0.0"
+    flags_json = tmp_path / "runs" / "hopper-no-anchor-trial-seed0" / "flags.json"
+    assert json.loads(flags_json.read_text())["flags"]["anchor"] == 0
+    again = run(*flags)
+    assert "dbp_train.py" not in again and "dbpo_ppo.py" not in again
+    assert read(tmp_path / "results" / "stage2.csv") == [row]
+    assert read(tmp_path / "results" / "locomotion_dbpo.csv") == curve
+
+
+def test_list(run, tmp_path):
+    """Every experiment is named, with the seeds that the tables hold and those they lack."""
+    lines = run("list").splitlines()
+    assert len(lines) == len(EXPERIMENTS) + 1
+    K_4 = next(line for line in lines if line.startswith("K           K 4"))
+    assert "done: 0 1 2" in K_4 and "missing: -" in K_4
+    hopper = next(line for line in lines if "hopper-no-anchor" in line)
+    assert "done: 1 2" in hopper and "missing: 0" in hopper and "--no-anchor" in hopper
+    empty = run("list", "--results", tmp_path).splitlines()
+    assert all("done: - " in line for line in empty[:-1])
