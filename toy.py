@@ -1,22 +1,34 @@
-"""Drifting generators in two dimensions, beside plain regression (arXiv 2604.03540, Eqs. 1-5, 28-40).
+"""Drifting generators in two dimensions, beside regression (arXiv 2604.03540, Eqs. 1-5, 28-40).
 
-A small network x = f(z, o) is trained as the policy is: B elements a step, K hypotheses each against ONE positive.
-Further columns: a clumped start (largest K, outputs of spread 0.01, else 1), and K = P = 128 in a single problem, the
-set-up of Drifting Models. What a run shows (default flags; energy distance to held-out data, 0.00 at best):
+`python toy.py` takes about a minute on one core. On targets that can be drawn it compares
 
-- Regression and K = 1 end at the mean (gaussians 0.71, no mode). They are the same pull: with one hypothesis A- is the
-  floor of Eq. 31 and A+ is 1, so V is y - x over its RMS. At the fork that mean lies in an obstacle (100 % hits).
-- K = 4 and 16 cover all 8 modes with one positive per element (0.014, 0.009), as does K = P = 128 (0.009).
-- A clumped start stays at the mean on gaussians (0.72), not on the other targets. In a clump s is small, the positives
-  are many tau s away, every A+ sits on the floor 1e-6 of Eq. 31, and the pull is regression's; with that floor at
-  1e-30 the same start reached 8 modes. torch's own initialisation of this network has spread 0.014.
-- Samples between the modes come from the network, a smooth map of a 2-D Gaussian: 37 % are more than 0.1 off the data
-  (K = P = 128), but 1 to 3 % of 256 particles moved by the field without a network (3 seeds). At the fork a third hit.
+  regression                a network trained by the squared error to one positive
+  K = 1, K = 4, K = 16      a network trained as the policy is: B elements a step, K hypotheses
+                            each, pulled to ONE positive and pushed off the others
+  K = P = 128               a network with many positives in a single problem, the set-up of
+                            Drifting Models
+  clumped start             the same from outputs that lie within 0.01 of each other
+  particles ...             no network: points moved by the same field, x <- x + step V (Eq. 2)
+
+so that one sees what the field does, and what the network adds. What a run shows (default flags):
+
+- Regression and K = 1 end at the mean, which is no mode of "gaussians" (energy distance 0.72). They
+  are the same pull: with one hypothesis V points from x to y. At the fork every sample lies in an
+  obstacle.
+- K = P = 128: the field alone leaves 1 to 2 % of the particles off the data, a network 4 to 7 %.
+  The difference lies between modes, as the network is continuous and its latents are connected.
+- One positive: all modes are found, with a blur that is the field's own. On "gaussians" 17 % of the
+  samples are off the data for K = 16, with a network as without, and 33 and 44 % for K = 4. At the
+  fork 4 % lie in an obstacle for K = 16 and 13 % for K = 4.
+- A clumped start stays at the mean. In a clump the mean distance s is small, so all positives are
+  many tau s away, every affinity to them sits on the floor 1e-6 of Eq. 31 (note 1), and what is
+  left is the pull of regression. With a floor of 1e-30 the same start reaches all modes.
 """
+
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -24,35 +36,57 @@ from torch import nn
 from tqdm import tqdm
 
 from drift import FLOOR_F, drift, drift_loss
-from runs import BadInput, Parser, above_zero, atomic, cli
+from runs import BadInput, Parser, above_zero, atomic, cli, write_csv
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
-
-SIGMA = 0.08                          # width of one Gaussian of "gaussians"
+SIGMA = 0.08  # the width of one Gaussian of "gaussians"
 CENTRES = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])
-WAYS, SHARES, NOISE = (1.0, 0.0, -1.0), (0.5, 0.3, 0.2), 0.05     # "fork": height and share of each way, noise
-DISCS, RADIUS, NEAR = ((1.0, 0.5), (1.0, -0.5)), 0.3, 0.2         # "fork": obstacles; a sample takes a way within NEAR
-CLUMP = 0.01                          # spread of a clumped start
-BLUE, ORANGE, GREY, GREEN, PURPLE = "#2a6fbb", "#d9660a", "#b5b5b5", "#2b9a66", "#8b5fbf"
+WAYS = (1.0, 0.0, -1.0)  # "fork": the height of each way
+SHARES = (0.5, 0.3, 0.2)  # how many experts take it
+NOISE = 0.05  # the deviation of the experts' waypoints
+DISCS = ((1.0, 0.5), (1.0, -0.5))  # the centres of the obstacles
+RADIUS = 0.3  # of an obstacle
+NEAR = 0.2  # a waypoint nearer than this to a way takes it
+OFF = 0.1  # a sample farther than this from all data is off the data
+CLUMP = 0.01  # the spread of a clumped start
+PARTICLES = 512  # moved by the field alone
+MOVES = 500  # of each particle
+STRIDE = 0.1  # the first of these moves, in units of the scale (Eq. 56); it falls to 0
+GAIN = 3.0  # of the latents, on the way into the network
+FRAMES = 40  # of the GIF
+SAMPLES = 2000  # of a network, and of the data
+SHOWN = 512  # of these in a panel
+
+BLUE = "#2a6fbb"
+ORANGE = "#d9660a"
+GREEN = "#2b9a66"
+PURPLE = "#8b5fbf"
+GREY = "#b5b5b5"
 
 
-# Targets: (n, generator) -> observations o (n, D_o) and one positive each, y (n, 2). D_o = 0: unconditional.
+# ---- targets -------------------------------------------------------------------------------------
+# (n, generator) -> observations o (n, D_o) and one positive each, y (n, 2). D_o = 0: unconditional.
+
+
 def gaussians(n, g):
     """Eight Gaussians of width SIGMA on the unit circle."""
-    return torch.empty(n, 0), CENTRES[torch.randint(8, (n,), generator=g)] + SIGMA * torch.randn(n, 2, generator=g)
+    centre = CENTRES[torch.randint(8, (n,), generator=g)]
+    return torch.empty(n, 0), centre + SIGMA * torch.randn(n, 2, generator=g)
 
 
 def moons(n, g):
     """Two interleaved half circles of width 0.06."""
-    angle, lower = math.pi * torch.rand(n, generator=g), torch.randint(2, (n,), generator=g)
-    x, y = angle.cos() * (1 - 2 * lower) - 0.5 + lower, angle.sin() * (1 - 2 * lower) - 0.25 + 0.5 * lower
-    return torch.empty(n, 0), 0.75 * torch.stack([x, y], -1) + 0.06 * torch.randn(n, 2, generator=g)
+    angle = math.pi * torch.rand(n, generator=g)
+    lower = torch.randint(2, (n,), generator=g)
+    x = angle.cos() * (1 - 2 * lower) - 0.5 + lower
+    y = angle.sin() * (1 - 2 * lower) - 0.25 + 0.5 * lower
+    arc = 0.75 * torch.stack([x, y], -1)
+    return torch.empty(n, 0), arc + 0.06 * torch.randn(n, 2, generator=g)
 
 
 def checkerboard(n, g):
     """The eight dark fields of a 4 x 4 board on [-1, 1]^2, filled evenly."""
-    column, row = torch.randint(4, (n,), generator=g), torch.randint(2, (n,), generator=g)
+    column = torch.randint(4, (n,), generator=g)
+    row = torch.randint(2, (n,), generator=g)
     corner = torch.stack([column, 2 * row + column % 2], -1)
     return torch.empty(n, 0), (corner + torch.rand(n, 2, generator=g)) / 2 - 1
 
@@ -65,41 +99,89 @@ def swissroll(n, g):
 
 
 def fork(n, g):
-    """Start height o in [-1, 1]; one waypoint per sample, above, between or below two obstacles (WAYS, SHARES)."""
+    """A start height o in [-1, 1] and one waypoint, above, between or below two obstacles.
+
+    Which way is right does not depend on o: see WAYS and SHARES.
+    """
     o = 2 * torch.rand(n, generator=g) - 1
-    way = torch.tensor(WAYS)[torch.multinomial(torch.tensor(SHARES), n, True, generator=g)]
-    return o[:, None], torch.stack([torch.ones(n), way], -1) + NOISE * torch.randn(n, 2, generator=g)
+    way = torch.multinomial(torch.tensor(SHARES), n, replacement=True, generator=g)
+    waypoint = torch.stack([torch.ones(n), torch.tensor(WAYS)[way]], -1)
+    return o[:, None], waypoint + NOISE * torch.randn(n, 2, generator=g)
 
 
-TARGETS = {"gaussians": gaussians, "moons": moons, "checkerboard": checkerboard, "swissroll": swissroll}
+TARGETS = {
+    "gaussians": gaussians,
+    "moons": moons,
+    "checkerboard": checkerboard,
+    "swissroll": swissroll,
+}
 EVERY = TARGETS | {"fork": fork}
 
 
+# ---- figures of a set of samples -----------------------------------------------------------------
+
+
 def energy_distance(x, y):
-    """2 E|x - y| - E|x - x'| - E|y - y'|, 0 for equal distributions. x (n, D), y (m, D) -> float."""
+    """2 E|x - y| - E|x - x'| - E|y - y'|, which is 0 for equal distributions.
+
+    x (n, D), y (m, D) -> float. Points that repel each other lie more evenly than random draws do,
+    so the estimate can be a little below 0.
+    """
+
     def within(u):
-        return torch.cdist(u, u).sum() / (len(u) * (len(u) - 1))          # pairs of distinct points
+        return torch.cdist(u, u).sum() / (len(u) * (len(u) - 1))  # the pairs of distinct points
+
     return (2 * torch.cdist(x, y).mean() - within(x) - within(y)).item()
 
 
 def modes(x):
-    """Number of modes of "gaussians" that hold >= 1 % of x (n, 2) within 4 SIGMA."""
-    return int(((torch.cdist(x, CENTRES) < 4 * SIGMA).float().mean(0) >= 0.01).sum())
+    """How many modes of "gaussians" hold at least 1 % of x (n, 2) within 4 SIGMA."""
+    held = (torch.cdist(x, CENTRES) < 4 * SIGMA).float().mean(0)
+    return int((held >= 0.01).sum())
 
 
 def ways(x):
-    """Which way each waypoint x (n, 2) takes: 0, 1, 2 within NEAR of it, -1 for none; and whether it is in an obstacle."""
-    d = torch.cdist(x, torch.tensor([(1.0, h) for h in WAYS]))
-    return torch.where(d.amin(1) < NEAR, d.argmin(1), -1), (torch.cdist(x, torch.tensor(DISCS)) < RADIUS).any(1)
+    """Which way each waypoint x (n, 2) takes, -1 for none, and whether it lies in an obstacle."""
+    d = torch.cdist(x, torch.tensor([(1.0, height) for height in WAYS]))
+    way = torch.where(d.amin(1) < NEAR, d.argmin(1), -1)
+    hit = (torch.cdist(x, torch.tensor(DISCS)) < RADIUS).any(1)
+    return way, hit
 
 
-# Training.
+def measure(target, o, x, data):
+    """The figures of samples x (n, 2) at observations o (n, D_o), against held-out data (o, y).
+
+    energy: the energy distance, of (o, x) jointly. off: the share of samples off the data.
+    modes: see modes(). above, between, below: the share on each way. hits: in an obstacle.
+    """
+    row = {"energy": energy_distance(torch.cat([o, x], 1), torch.cat(data, 1))}
+    if target == "fork":
+        way, hit = ways(x)
+        for k, name in enumerate(("above", "between", "below")):
+            row[name] = (way == k).float().mean().item()
+        row["hits"] = hit.float().mean().item()
+        return row
+    row["off"] = (torch.cdist(x, data[1]).amin(1) > OFF).float().mean().item()
+    if target == "gaussians":
+        row["modes"] = modes(x)
+    return row
+
+
+# ---- networks and particles ----------------------------------------------------------------------
+
+
 class Generator(nn.Sequential):
-    """x = f(z, o), three hidden layers; outputs start with standard deviation `spread` over z."""
+    """x = f(z, o): four hidden layers, outputs of standard deviation `spread` over z at first.
 
-    def __init__(self, D_o, spread, width=128):
-        sizes = [2 + D_o, width, width, width]
-        layers = [m for i, o in zip(sizes, sizes[1:]) for m in (nn.Linear(i, o), nn.SiLU())]
+    The modes lie apart and the latents do not, so f has to be steep in between. ReLU, a fourth
+    layer and GAIN make it so; smooth activations, a wider network, residual connections or more
+    latents than two do not.
+    """
+
+    def __init__(self, D_o, spread, width=96):
+        layers = []
+        for size in (2 + D_o, width, width, width):
+            layers += [nn.Linear(size, width), nn.ReLU()]
         super().__init__(*layers, nn.Linear(width, 2))
         with torch.no_grad():
             x = self(torch.randn(1000, 2), torch.zeros(1000, D_o))
@@ -108,215 +190,510 @@ class Generator(nn.Sequential):
 
     def forward(self, z, o):
         """z (..., 2), o (..., D_o) -> x (..., 2)."""
-        return super().forward(torch.cat([z, o], -1))
+        return super().forward(torch.cat([GAIN * z, o], -1))
 
 
-def train(target, *, B, K, P=1, temps=(0.2,), steps=2000, lr=2e-3, seed=0, spread=1.0, regression=False, at=()):
-    """Train a Generator on a target; Adam, the learning rate falls to 0 as a cosine.
+def train(
+    target,
+    *,
+    B,
+    K,
+    P=1,
+    temps=(0.1,),
+    steps=1500,
+    lr=3e-3,
+    seed=0,
+    spread=1.0,
+    regression=False,
+    at=(),
+):
+    """Train a Generator on a target by Adam; the learning rate falls to 0 as a cosine.
 
-    Per step: B observations, K hypotheses and P positives each (P > 1 only where D_o = 0).
-    Returns f and snapshots {step: x (500, 2)} for fixed latents at the steps named in `at`.
+    A step takes B observations, K hypotheses and P positives each (P > 1 only where D_o = 0).
+    Returns f, observations o (SAMPLES, D_o) and snapshots {step: x (SAMPLES, 2)} of fixed latents,
+    at the steps named in `at` and at the end.
     """
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed + 1)
-    z_fix, (o_fix, _), snapshots = torch.randn(500, 2), target(500, g), {}
-    f = Generator(o_fix.shape[1], spread)
-    optimiser = torch.optim.Adam(f.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    z_fixed = torch.randn(SAMPLES, 2)
+    o_fixed = target(SAMPLES, g)[0]
+    snapshots = {}
+    f = Generator(o_fixed.shape[1], spread)
+    optimiser = torch.optim.Adam(f.parameters(), lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for step in range(steps + 1):
-        if step in at:
+        if step in at or step == steps:
             with torch.no_grad():
-                snapshots[step] = f(z_fix, o_fix)
+                snapshots[step] = f(z_fixed, o_fixed)
         if step == steps:
-            return f, snapshots
+            return f, o_fixed, snapshots
         o, y = target(B * P, g)
-        o, y = o.view(B, P, -1)[:, :1].expand(B, K, -1), y.view(B, P, 2)  # (B, K, D_o), (B, P, 2)
-        x = f(torch.randn(B, K, 2), o)                                    # Eq. 1  (B, K, 2)
-        loss = (x - y).square() if regression else drift_loss(x, y, temps=temps)[0]      # Eqs. 4, 39
+        o = o.view(B, P, -1)[:, :1].expand(B, K, -1)  # (B, K, D_o)
+        y = y.view(B, P, 2)
+        x = f(torch.randn(B, K, 2), o)  # Eq. 1  (B, K, 2)
+        if regression:
+            loss = (x - y).square().mean()
+        else:
+            loss = drift_loss(x, y, temps=temps)[0].mean()  # Eqs. 4, 39
         optimiser.zero_grad()
-        loss.mean().backward()
+        loss.backward()
         optimiser.step()
         schedule.step()
 
 
+def move(target, *, B, K, P=1, temps=(0.1,), moves=MOVES, seed=0, at=()):
+    """Move B K particles by the drifting field itself, without a network: x <- x + step V (Eq. 2).
+
+    As for a network, every group of K particles has P positives, drawn afresh for each move. The
+    groups are dealt afresh as well, which is right since no target's positives depend on o.
+    Returns o (B K, D_o) and snapshots {move: x (B K, 2)} at those named in `at` and at the end.
+    """
+    g = torch.Generator().manual_seed(seed)
+    o = target(B * K, g)[0]
+    x = torch.randn(B * K, 2, generator=g)
+    snapshots = {}
+    for i in range(moves + 1):
+        if i in at or i == moves:
+            snapshots[i] = x
+        if i == moves:
+            return o, snapshots
+        deal = torch.randperm(B * K, generator=g)
+        groups = x[deal].view(B, K, 2)
+        y = target(B * P, g)[1].view(B, P, 2)
+        V, scale, _ = drift(groups, y, temps=temps)
+        moved = groups + STRIDE * (1 - i / moves) * scale * V
+        x = torch.empty_like(x).index_copy(0, deal, moved.view(-1, 2))
+
+
 @torch.no_grad()
-def field(grid, x, pos, temps):
-    """Force F (Eq. 35) on one more hypothesis at each grid point. grid (G, 2), x (B, K, 2), pos (B, P, 2) -> (G, 2)."""
-    out, B = [], len(x)
-    for part in grid.split(max(1, 2_000_000 // (x.shape[1] * (x.shape[1] + pos.shape[1]) * B))):
-        lead = (len(part), B, -1, 2)
-        probe = part[:, None, None].expand(*lead)                         # every grid point is a problem of its own
+def force(grid, x, pos, temps):
+    """The force F (Eq. 35) on one more hypothesis at each grid point, mean over the B elements.
+
+    grid (G, 2), x (B, K, 2), pos (B, P, 2) -> (G, 2).
+    """
+    B, K, _ = x.shape
+    cost = B * (K + 1) * (K + 1 + pos.shape[1])  # pairs that a grid point needs
+    parts = []
+    for part in grid.split(max(1, 2_000_000 // cost)):
+        lead = (len(part), B, -1, 2)  # every grid point is a problem of its own
+        probe = part[:, None, None].expand(lead)
         V, _, info = drift(torch.cat([probe, x.expand(lead)], 2), pos.expand(lead), temps=temps[:1])
-        out.append((V[:, :, 0] * info["force_rms"][..., None].clamp_min(FLOOR_F)).mean(1))
-    return torch.cat(out)
+        rms = info["force_rms"][..., None].clamp_min(FLOOR_F)
+        parts.append((V[:, :, 0] * rms).mean(1))
+    return torch.cat(parts)
 
 
-def settings(args):
-    """Name -> keywords of train(), in the order of the columns."""
-    base = dict(temps=tuple(args.temp), steps=args.steps, lr=args.lr, seed=args.seed, spread=args.spread, B=args.batch)
-    one = {"regression": base | {"K": 1, "regression": True}} | {f"K = {K}": base | {"K": K} for K in args.K}
-    many = {f"K = P = {args.many}": base | {"B": 1, "K": args.many, "P": args.many}}
-    return one, one | {"clumped start": base | {"K": max(args.K), "spread": CLUMP}} | many
+# ---- the whole run -------------------------------------------------------------------------------
 
 
-# Pictures.
-def figure(rows, columns, width, height, title):
-    """Figure and axes (rows, columns), width x height inches a panel."""
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows + 0.5), squeeze=False, layout="constrained")
-    fig.suptitle(title, fontsize=11)
-    return fig, axes
+@dataclass
+class Result:
+    """What came of one setting on one target."""
+
+    setting: dict  # keywords of train() or move(); empty for the expert
+    o: torch.Tensor  # (n, D_o)
+    snapshots: dict  # step -> x (n, 2)
+    figures: dict  # see measure()
+
+    @property
+    def x(self):
+        """The samples at the end (n, 2)."""
+        return self.snapshots[max(self.snapshots)]
 
 
-def panel(ax, title, lim=1.45):
-    ax.set(xlim=(-lim, lim), ylim=(-lim, lim), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+def together(n):
+    """The name of the setting with n hypotheses and n positives in one problem."""
+    return f"K = P = {n}"
+
+
+def alone(name):
+    """The name of a setting's field without a network."""
+    return f"particles {name}"
+
+
+def networks(args, target, complete):
+    """Name -> keywords of train(). complete: with the settings that the first target alone gets."""
+    base = {"temps": tuple(args.temp), "steps": args.steps, "lr": args.lr, "seed": args.seed}
+    single = base | {"B": args.batch, "spread": args.spread}  # one positive each, as the policy
+    many = base | {"B": 1, "K": args.many, "P": args.many, "spread": args.spread}
+    found = {"regression": single | {"K": 1, "regression": True}}
+    if complete or target == "fork":
+        found |= {f"K = {K}": single | {"K": K} for K in args.K}
+    if complete:
+        found["clumped start"] = many | {"spread": CLUMP}  # note 25
+    if target != "fork":
+        found[together(args.many)] = many
+    return found
+
+
+def fields(args, complete):
+    """Name -> keywords of move(): the same fields without a network, where there is no o."""
+    sizes = {f"K = {K}": (K, 1) for K in args.K if K > 1} if complete else {}
+    sizes[together(args.many)] = (args.many, args.many)
+    found = {}
+    for name, (K, P) in sizes.items():
+        how = {"B": max(1, PARTICLES // K), "K": K, "P": P}
+        found[alone(name)] = how | {"temps": tuple(args.temp), "seed": args.seed}
+    return found
+
+
+def moments(steps):
+    """The steps at which draw_field shows a run."""
+    return sorted({0, steps // 50, steps // 5, steps})
+
+
+def frames(steps):
+    """The FRAMES steps at which the GIF shows a run, ever farther apart."""
+    return [round(steps * (i / (FRAMES - 1)) ** 2) for i in range(FRAMES)]
+
+
+def experiment(args):
+    """Run every setting. Returns data {target: (o, y)} and results {target: {setting: Result}}."""
+    targets = list(dict.fromkeys(args.targets))
+    first = next((t for t in targets if t in TARGETS), None)
+    jobs = []
+    data = {}
+    results = {}
+    for target in targets:
+        g = torch.Generator().manual_seed(args.seed + 10_000)
+        data[target] = EVERY[target](SAMPLES, g)
+        o, y = EVERY[target](SAMPLES, g)
+        floor = measure(target, o, y, data[target])  # of a second set of data
+        results[target] = {"expert": Result({}, o, {0: y}, floor)}
+        for name, setting in networks(args, target, target == first).items():
+            jobs.append((target, train, name, setting, args.steps))
+        if target in TARGETS:
+            for name, setting in fields(args, target == first).items():
+                jobs.append((target, move, name, setting, MOVES))
+
+    filmed = (together(args.many), alone(together(args.many)))
+    for target, run, name, setting, end in tqdm(jobs, desc="settings", disable=None):
+        at = {*moments(end), *(frames(end) if name in filmed else ())}
+        *_, o, snapshots = run(EVERY[target], **setting, at=at)
+        figures = measure(target, o, snapshots[end], data[target])
+        results[target][name] = Result(setting, o, snapshots, figures)
+    return data, results
+
+
+def decimals(value):
+    """A figure as text: 0.001, never -0.000."""
+    return str(value) if isinstance(value, int) else f"{round(value, 3) + 0.0:.3f}"
+
+
+def table(results):
+    """The figures as rows of text, for toy.csv and the terminal."""
+    rows = []
+    for target, by_setting in results.items():
+        for name, result in by_setting.items():
+            figures = {k: decimals(v) for k, v in result.figures.items()}
+            rows.append({"target": target, "setting": name, **figures})
+    return rows
+
+
+def show(rows):
+    """Print the table."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for row in [{name: name for name in columns}, *rows]:
+        cells = [row.get(name, "") for name in columns[2:]]
+        print(f"{row['target']:13}{row['setting']:25}" + "".join(f"{c:>8}" for c in cells))
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def new_figure(rows, columns, width, height, title, **how):
+    """A figure and its axes (rows, columns), width x height inches a panel."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(width * columns, height * rows + 1), layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    return figure, figure.subplots(rows, columns, squeeze=False, **how)
+
+
+def panel(ax, title, points, colour, data=None, size=4):
+    """Points (n, 2) on top of data (m, 2), on axes of equal scale."""
+    if data is not None:
+        ax.scatter(*data.T, s=size, color=GREY, linewidths=0)
+    ax.scatter(*points.T, s=size, color=colour, linewidths=0)
+    ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
+    ax.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     ax.set_title(title, fontsize=10)
     ax.tick_params(labelsize=8)
-    return ax
 
 
-def save(path, fig):
-    atomic(path, lambda f: fig.savefig(f, format="png", dpi=80))
-    plt.close(fig)
+def legend(figure, entries):
+    """A legend below all panels. entries: label -> colour."""
+    from matplotlib.lines import Line2D
+
+    dots = [Line2D([], [], color=c, marker="o", ls="", ms=6, label=n) for n, c in entries.items()]
+    figure.legend(handles=dots, loc="outside lower center", ncols=len(dots), frameon=False)
 
 
-def draw_targets(path, data, samples, rows):
-    """One row per target, one column per setting. data: target -> (o, y); samples: target -> setting -> (o, x)."""
-    names = ["target", *next(iter(samples.values()))]
-    title = "Held-out data (grey) and samples of one network pass (blue; regression orange)"
-    fig, axes = figure(len(samples), len(names), 2.2, 2.4, title)
-    for line, (target, by_setting) in zip(axes, samples.items()):
+def palette():
+    """The colours of all pictures (96, 3), 16 shades each: few colours make small files."""
+    from matplotlib.colors import to_rgb
+
+    colours = np.array([to_rgb(c) for c in (BLUE, ORANGE, GREEN, PURPLE, GREY, "black")])
+    shade = np.linspace(0, 1, 16)[:, None, None]
+    return np.round(255 * (1 - shade * (1 - colours))).reshape(-1, 3)  # from white
+
+
+def pixels(figure, dpi):
+    """A figure as an image in the nearest colours of the palette."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.dpi = dpi
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    figure.set_layout_engine("none")  # a GIF's next frames keep the layout of its first
+    rgba = np.array(canvas.buffer_rgba())  # (H, W, 4) uint8, one uint32 a pixel
+    found, index = np.unique(rgba.view(np.uint32).ravel(), return_inverse=True)
+    rgb = found.view(np.uint8).reshape(-1, 4)[:, :3]
+    colours = palette()
+    nearest = np.abs(rgb[:, None] - colours).sum(-1).argmin(1).astype(np.uint8)
+    image = Image.fromarray(nearest[index].reshape(rgba.shape[:2]))
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    return image
+
+
+def save_png(path, figure):
+    """Write a figure."""
+    image = pixels(figure, 100)
+    atomic(path, lambda f: image.save(f, "PNG", optimize=True))
+
+
+def quality(figures):
+    """The line of a title that says how near samples are to the data."""
+    return f"energy distance {decimals(figures['energy'])}, {figures['off']:.0%} off"
+
+
+def draw_targets(path, data, results, many):
+    """A row for each target: data, regression, the field alone, and the network."""
+    columns = {
+        "regression": ("Regression:\none network pass", ORANGE),
+        alone(many): ("Field alone, no network:\nparticles, x ← x + step · V", GREEN),
+        many: ("Drifting generator:\none network pass", BLUE),
+    }
+    title = (
+        f"Regression averages; the drifting field reaches every mode ({many})\n"
+        f"Energy distance: 0 if like the data. Off: farther than {OFF} from all data."
+    )
+    figure, axes = new_figure(
+        len(data), 1 + len(columns), 2.5, 2.5, title, sharex=True, sharey=True
+    )
+    for i, (line, target) in enumerate(zip(axes, data)):
+        y = data[target][1][:SHOWN]
+        panel(line[0], "Data\n" if i == 0 else "", y, GREY)
         line[0].set_ylabel(target, fontsize=12)
-        for ax, name in zip(line, names):
-            panel(ax, name).scatter(*data[target][1][:1000].T, s=2, color=GREY)
-            if name in by_setting:
-                panel(ax, f"{name}\nenergy distance {rows[target, name]['energy']:.3f}")
-                ax.scatter(*by_setting[name][1][:1000].T, s=2, color=ORANGE if name == "regression" else BLUE)
-    save(path, fig)
+        for ax, (setting, (name, colour)) in zip(line[1:], columns.items()):
+            result = results[target][setting]
+            head = f"{name}\n" if i == 0 else ""
+            panel(ax, head + quality(result.figures), result.x[:SHOWN], colour, y)
+    entries = {
+        "held-out data": GREY,
+        "samples of regression": ORANGE,
+        "particles": GREEN,
+        "samples of the drifting generator": BLUE,
+    }
+    legend(figure, entries)
+    save_png(path, figure)
 
 
-def draw_field(path, target, runs, temps, seed):
-    """runs: setting -> (snapshots {step: x}, K, P, B). Arrows: field() on a grid, averaged over the B elements."""
-    grid = torch.cartesian_prod(*[torch.linspace(-1.3, 1.3, 15)] * 2)
-    g = torch.Generator().manual_seed(seed + 2)
-    fig, axes = figure(len(runs), len(next(iter(runs.values()))[0]), 2.7, 2.8, "Force on one more hypothesis (arrows; each panel "
-                       f"has its own unit), samples (blue), positives (grey), tau = {temps[0]:g}")
-    for line, (name, (snapshots, K, P, B)) in zip(axes, runs.items()):
-        line[0].set_ylabel(name, fontsize=11)
-        for ax, (step, x) in zip(line, snapshots.items()):
-            pos = target(B * P, g)[1]
-            F = field(grid, x[torch.randint(len(x), (B, K), generator=g)], pos.view(B, P, 2), temps)
-            F /= F.norm(dim=-1, keepdim=True).clamp_min(F.norm(dim=-1).quantile(0.9))         # the longest tenth: length 1
-            panel(ax, f"step {step}").scatter(*pos.T, s=4, color=GREY)
-            ax.scatter(*x.T, s=4, color=BLUE)
-            ax.quiver(*grid.T, *F.T, width=0.004, scale=16, scale_units="width")
-    save(path, fig)
+def draw_field(path, target, y, results, args):
+    """A row for each setting at four moments of its run. y (m, 2): held-out data.
 
-
-def draw_fork(path, samples, rows):
-    """One panel per setting: a line from every start height to the waypoint chosen there. samples: setting -> (o, x)."""
-    fig, axes = figure(1, len(samples), 2.6, 3.9, "Waypoint (dot) chosen from a start height (left end of its line)\n"
-                       "Share above / between / below; orange: in an obstacle, grey: on no way")
-    for ax, (name, (o, x)) in zip(axes[0], samples.items()):
-        x = x[:150]
-        colours = [ORANGE if h else GREY if w < 0 else (BLUE, GREEN, PURPLE)[w] for w, h in zip(*ways(x))]
-        title = "{above:.0%} / {between:.0%} / {below:.0%}, hits {hits:.0%}".format(**rows["fork", name])
-        panel(ax, f"{name}\n{title}", 1.6).set(xlim=(-0.1, 1.7), xticks=(0, 1), xlabel="forward", ylabel="height")
-        for disc in DISCS:
-            ax.add_patch(plt.Circle(disc, RADIUS, color="#dddddd"))
-        for h, v, c in zip(o[:, 0], x, colours):
-            ax.plot((0, v[0]), (h, v[1]), color=c, lw=0.4, alpha=0.6)
-        ax.scatter(*x.T, s=4, c=colours, zorder=3)
-    save(path, fig)
-
-
-def draw_gif(path, data, snapshots):
-    """snapshots: target -> {step: x}; one frame per step, one panel per target."""
-    fig, axes = figure(1, len(snapshots), 2.1, 2.0, "step")
-    for ax, target in zip(axes[0], snapshots):
-        panel(ax, target).scatter(*data[target][1][:600].T, s=1.5, color=GREY)
-    dots, frames = [ax.scatter([], [], s=3, color=BLUE) for ax in axes[0]], []
-    for step in next(iter(snapshots.values())):
-        for d, by_step in zip(dots, snapshots.values()):
-            d.set_offsets(by_step[step].numpy())
-        fig.suptitle(f"training step {step}", fontsize=10)
-        fig.canvas.draw()
-        frames.append(Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()).quantize(24, dither=0))
-    plt.close(fig)
-    more = dict(save_all=True, append_images=frames[1:], duration=[90] * (len(frames) - 1) + [1500], loop=0)   # in ms
-    atomic(path, lambda f: frames[0].save(f, "GIF", **more))
-
-
-# The whole run.
-def measure(target, o, x, data):
-    """Numbers of one setting: samples x (n, 2) at o (n, D_o) against held-out data (o, y).
-
-    energy: energy distance, of (o, x) jointly; off: share farther than 0.1 from all data; modes: see modes();
-    above, between, below, hits: share on each way and in an obstacle.
+    Arrows: force() on a grid, averaged over the B elements of a step.
     """
-    row, (way, hit) = {"energy": energy_distance(torch.cat([o, x], 1), torch.cat(data, 1))}, ways(x)
-    if target == "fork":
-        events = {"above": way == 0, "between": way == 1, "below": way == 2, "hits": hit}
-    else:
-        events = {"off": torch.cdist(x, data[1]).amin(1) > 0.1}
-    row |= {k: v.float().mean().item() for k, v in events.items()}
-    return row | {"modes": modes(x)} if target == "gaussians" else row
+    many = together(args.many)
+    rows = {alone(many): f"particles, no network\n{many}", many: f"network\n{many}"}
+    for K in sorted(args.K, reverse=True):
+        rows[f"K = {K}"] = f"network\nK = {K}, one positive"
+    rows["clumped start"] = f"network, clumped start\n{many}"
+
+    grid = torch.cartesian_prod(*[torch.linspace(-1.3, 1.3, 15)] * 2)
+    g = torch.Generator().manual_seed(args.seed + 2)
+    title = (
+        f'"{target}" over a run\n'
+        "Arrows: the force on one more hypothesis, each panel in its own unit"
+    )
+    columns = len(moments(args.steps))
+    figure, axes = new_figure(len(rows), columns, 2.5, 2.6, title, sharex=True, sharey=True)
+    for line, (setting, label) in zip(axes, rows.items()):
+        result = results[setting]
+        B, K, P = (result.setting.get(key, 1) for key in "BKP")
+        moved = setting == alone(many)
+        colour = GREEN if moved else BLUE
+        line[0].set_ylabel(label, fontsize=10)
+        for ax, step in zip(line, moments(max(result.snapshots))):
+            x = result.snapshots[step]
+            pos = TARGETS[target](B * P, g)[1].view(B, P, 2)
+            drawn = x[torch.randint(len(x), (B, K), generator=g)]
+            F = force(grid, drawn, pos, args.temp)
+            length = F.norm(dim=-1, keepdim=True)
+            F /= length.clamp_min(length.quantile(0.9))  # the longest tenth gets the length 1
+            name = f"move {step}" if moved else f"step {step}"
+            title = f"{name}\nenergy distance {decimals(energy_distance(x, y))}"
+            panel(ax, title, x[:SHOWN], colour, y[:SHOWN])
+            ax.quiver(*grid.T, *F.T, width=0.004, scale=16, scale_units="width")
+    entries = {"held-out data": GREY, "particles": GREEN, "samples of the network": BLUE}
+    legend(figure, entries)
+    save_png(path, figure)
+
+
+def draw_fork(path, results):
+    """A panel for each setting: a line from each start height to the waypoint chosen there."""
+    from matplotlib.patches import Circle
+
+    title = (
+        "The fork: three ways are right, and their mean lies in an obstacle\n"
+        "Lines lead from a start height to the waypoint chosen there; in colour: share of each way"
+    )
+    figure, axes = new_figure(1, len(results), 2.2, 3.6, title, sharey=True)
+    colours = {0: BLUE, 1: GREEN, 2: PURPLE, -1: "black"}
+    for ax, (name, result) in zip(axes[0], results.items()):
+        x = result.x[:150]
+        way, hit = ways(x)
+        drawn = [ORANGE if h else colours[int(w)] for w, h in zip(way, hit)]
+        for disc in DISCS:
+            ax.add_patch(Circle(disc, RADIUS, color="#dddddd"))
+        for height, waypoint, colour in zip(result.o[:, 0], x, drawn):
+            ax.plot((0, waypoint[0]), (height, waypoint[1]), color=colour, lw=0.4, alpha=0.6)
+        ax.scatter(*x.T, s=8, c=drawn, zorder=3, linewidths=0)
+        for k, key in enumerate(("above", "between", "below")):
+            share = f"{result.figures[key]:.0%}"
+            ax.text(1.62, WAYS[k], share, color=colours[k], fontsize=9, va="center")
+        ax.set(xlim=(-0.1, 2.2), ylim=(-1.6, 1.6), xticks=(0, 1), yticks=(-1, 0, 1), aspect="equal")
+        ax.set_xlabel("forward")
+        label = f"drift, {name}" if name.startswith("K") else name
+        ax.set_title(f"{label}\nin an obstacle: {result.figures['hits']:.0%}", fontsize=10)
+        ax.tick_params(labelsize=8)
+    axes[0][0].set_ylabel("height")
+    entries = {
+        "waypoint above": BLUE,
+        "between": GREEN,
+        "below": PURPLE,
+        "in an obstacle": ORANGE,
+        "on no way": "black",
+        "obstacle": "#dddddd",
+    }
+    legend(figure, entries)
+    save_png(path, figure)
+
+
+def draw_gif(path, data, results, args):
+    """Particles moved by the field (above) and samples of the network (below) over a run."""
+    many = together(args.many)
+    rows = (
+        ("field alone", GREEN, alone(many), frames(MOVES)),
+        ("network", BLUE, many, frames(args.steps)),
+    )
+    figure, axes = new_figure(2, len(data), 1.9, 1.75, " ", sharex=True, sharey=True)
+    moving = []  # dots, where they are at each step, the step of each frame
+    for line, (label, colour, setting, steps) in zip(axes, rows):
+        line[0].set_ylabel(label, fontsize=11)
+        for ax, target in zip(line, data):
+            y = data[target][1]
+            title = target if setting == rows[0][2] else ""
+            panel(ax, title, y[:0], colour, y[:400], size=3)
+            dots = ax.scatter([], [], s=5, color=colour, linewidths=0)
+            moving.append((dots, results[target][setting].snapshots, steps))
+    images = []
+    for i in range(FRAMES):
+        for dots, snapshots, steps in moving:
+            dots.set_offsets(snapshots[steps[i]][:400].numpy())
+        particles, network = (steps[i] for _, _, _, steps in rows)
+        figure.suptitle(f"particles: move {particles}     network: step {network}", fontsize=11)
+        images.append(pixels(figure, 75))
+    times = [90] * (FRAMES - 1) + [2000]  # milliseconds
+    how = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
+    atomic(path, lambda f: images[0].save(f, "GIF", **how))
+
+
+# ---- command line --------------------------------------------------------------------------------
 
 
 def parse(argv=None):
+    """The flags. Raises BadInput."""
     p = Parser("Drifting generators in two dimensions, beside regression.")
-    p.add_argument("--targets", nargs="+", default=[*EVERY], metavar="NAME", help=f"what to learn, of: {', '.join(EVERY)}")
-    p.add_argument("--K", nargs="+", type=int, default=[1, 4, 16], help="hypotheses per batch element (symbol K), one column each")
-    p.add_argument("--many", type=int, default=128, help="hypotheses and positives (K = P) of the one-problem column")
-    p.add_argument("--temp", nargs="+", type=float, default=[0.2], help="interaction scales tau, in mean distances s")
-    p.add_argument("--batch", type=int, default=64, help="batch elements per step (symbol B), one positive each")
-    p.add_argument("--steps", type=int, default=2000, help="training steps per setting")
-    p.add_argument("--lr", type=float, default=2e-3, help="learning rate of Adam at the start; falls to 0 as a cosine")
-    p.add_argument("--spread", type=float, default=1.0, help="standard deviation of the outputs over z before training")
-    p.add_argument("--seed", type=int, default=0, help="seed of latents, weights and data")
-    p.add_argument("--out", default="figures", help="folder for toy_targets.png, toy_field.png, toy_fork.png, toy.gif, toy.csv")
+    add = p.add_argument
+    add(
+        "--targets",
+        nargs="+",
+        default=[*EVERY],
+        metavar="NAME",
+        help=f"what to learn, of: {', '.join(EVERY)}",
+    )
+    add(
+        "--K",
+        nargs="+",
+        type=int,
+        default=[1, 4, 16],
+        help="hypotheses of each batch element (symbol K), one setting each",
+    )
+    add(
+        "--many",
+        type=int,
+        default=128,
+        help="hypotheses and positives (K = P) of the setting with a single problem",
+    )
+    add(
+        "--temp",
+        nargs="+",
+        type=float,
+        default=[0.1],
+        help="interaction scales tau, in units of the mean distance s",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=32,
+        help="batch elements a step (symbol B), one positive each",
+    )
+    add("--steps", type=int, default=1500, help="training steps of each setting")
+    add(
+        "--lr",
+        type=float,
+        default=3e-3,
+        help="Adam's learning rate at the start; it falls to 0 as a cosine",
+    )
+    add(
+        "--spread",
+        type=float,
+        default=1.0,
+        help="standard deviation of the outputs over z before training",
+    )
+    add("--seed", type=int, default=0, help="seed of latents, weights and data")
+    add("--out", default="figures", help="folder of the pictures and of toy.csv")
     args = p.parse_args(argv)
-    if unknown := [name for name in args.targets if name not in EVERY]:
+    unknown = [name for name in args.targets if name not in EVERY]
+    if unknown:
         raise BadInput(f"--targets {unknown[0]}: unknown; choose from {', '.join(EVERY)}")
     above_zero(args, "K", "many", "temp", "batch", "steps", "lr", "spread")
     return args
 
 
 def main(argv=None):
-    """Train every setting, print and save the table, draw the pictures."""
+    """Run every setting, print and save the table, draw the pictures."""
     args = parse(argv)
     torch.set_num_threads(1)
-    out, (for_fork, for_targets) = Path(args.out), settings(args)
-    jobs = [(t, *job) for t in dict.fromkeys(args.targets) for job in (for_targets if t in TARGETS else for_fork).items()]
-    frames = sorted({round((args.steps + 1) ** (i / 47)) - 1 for i in range(48)})
-    moments = sorted({0, args.steps // 50, args.steps // 5, args.steps})
-    data, samples, snapshots, rows = {}, {}, {}, {}
-    for target, name, kw in tqdm(jobs, desc="settings", disable=None):
-        if target not in data:
-            g = torch.Generator().manual_seed(args.seed + 10_000)
-            data[target], expert = EVERY[target](2000, g), EVERY[target](2000, g)
-            samples[target] = {"expert": expert} if target == "fork" else {}
-            rows[target, "expert"] = measure(target, *expert, data[target])       # the floor: two held-out sets
-        f, snapshots[target, name] = train(EVERY[target], **kw, at={*frames, *moments})
-        with torch.no_grad():
-            samples[target][name] = o, x = data[target][0], f(torch.randn(2000, 2), data[target][0])
-            rows[target, name] = measure(target, o, x, data[target])
+    data, results = experiment(args)
+    rows = table(results)
+    show(rows)
 
-    fields = list(dict.fromkeys(k for r in rows.values() for k in r))
-    show = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
-    cells = [["target", "setting", *fields]] + [[*key, *(show(r.get(k, "")) for k in fields)] for key, r in rows.items()]
-    for target, setting, *numbers in cells:
-        print(f"{target:13}{setting:14}" + "".join(f"{n:>8}" for n in numbers))
-    atomic(out / "toy.csv", lambda f: f.write("".join(",".join(line) + "\n" for line in cells).encode()))
-
-    if flat := {t: by for t, by in samples.items() if t in TARGETS}:
-        draw_targets(out / "toy_targets.png", data, flat, rows)
-        best, first = f"K = P = {args.many}", next(iter(flat))
-        runs = {s: ({m: snapshots[first, s][m] for m in moments}, kw["K"], kw.get("P", 1), kw["B"])
-                for s, kw in for_targets.items() if s != "regression"}
-        draw_field(out / "toy_field.png", TARGETS[first], runs, args.temp, args.seed)
-        draw_gif(out / "toy.gif", data, {t: {s: snapshots[t, best][s] for s in frames} for t in flat})
-    if "fork" in samples:
-        draw_fork(out / "toy_fork.png", samples["fork"], rows)
+    out = Path(args.out)
+    write_csv(out / "toy.csv", rows)
+    names = ["toy.csv"]
+    flat = {target: pair for target, pair in data.items() if target in TARGETS}
+    if flat:
+        first = next(iter(flat))
+        draw_targets(out / "toy_targets.png", flat, results, together(args.many))
+        draw_field(out / "toy_field.png", first, flat[first][1], results[first], args)
+        draw_gif(out / "toy.gif", flat, results, args)
+        names += ["toy_targets.png", "toy_field.png", "toy.gif"]
+    if "fork" in data:
+        draw_fork(out / "toy_fork.png", results["fork"])
+        names.append("toy_fork.png")
+    print("wrote", *(out / name for name in names))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
-"""toy.py: samplers, the energy distance, what is learnt and what collapses, and the command line."""
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+"""toy.py: samplers, figures of samples, what is learnt and what collapses, the command line."""
 
 import csv
 import math
-import subprocess
 
 import pytest
 import torch
+from PIL import Image
 
 import drift
 import toy
+from conftest import cli
 
-torch.set_num_threads(1)
-TOY = Path(__file__).parents[1] / "toy.py"
+NO_O = torch.empty(1000, 0)
 
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+# ---- targets and figures -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(toy.EVERY))
@@ -37,30 +36,97 @@ def test_support_of_the_samplers():
     y = toy.gaussians(4000, gen())[1]
     assert toy.modes(y) == 8 and (y.norm(dim=-1) - 1).abs().max() < 5 * toy.SIGMA
     y = toy.checkerboard(4000, gen())[1]
-    assert y.abs().max() <= 1 and ((y + 1) * 2).floor().sum(1).remainder(2).unique().numel() == 1    # one colour only
+    colours = ((y + 1) * 2).floor().sum(1).remainder(2)
+    assert y.abs().max() <= 1 and colours.unique().numel() == 1
     way, hit = toy.ways(toy.fork(4000, gen())[1])
     shares = [(way == i).float().mean().item() for i in range(3)]
     assert shares == pytest.approx(toy.SHARES, abs=0.03) and hit.float().mean() < 0.01
 
 
 def test_ways():
-    way, hit = toy.ways(torch.tensor([[1.0, 1.1], [1.0, 0.0], [0.9, -1.0], [1.0, 0.5], [1.0, 3.0]]))
-    assert way.tolist() == [0, 1, 2, -1, -1] and hit.tolist() == [False, False, False, True, False]
+    points = torch.tensor([[1.0, 1.1], [1.0, 0.0], [0.9, -1.0], [1.0, 0.5], [1.0, 3.0]])
+    way, hit = toy.ways(points)
+    assert way.tolist() == [0, 1, 2, -1, -1]
+    assert hit.tolist() == [False, False, False, True, False]
 
 
 def test_energy_distance():
-    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [5.0]])
-    assert toy.energy_distance(x, y) == pytest.approx(2 * 3.5 - 1 - 2)    # by hand: E|x-y| = (3+5+2+4)/4
-    a, b = toy.moons(1000, gen(1))[1], toy.moons(1000, gen(2))[1]
+    x = torch.tensor([[0.0], [1.0]])
+    y = torch.tensor([[3.0], [5.0]])
+    assert toy.energy_distance(x, y) == pytest.approx(2 * 3.5 - 1 - 2)  # E|x-y| = (3+5+2+4)/4
+    a = toy.moons(1000, gen(1))[1]
+    b = toy.moons(1000, gen(2))[1]
     assert abs(toy.energy_distance(a, b)) < 0.01
     assert toy.energy_distance(a, b + 0.3) > 0.05
     assert toy.energy_distance(a, 0 * b) > 0.3
 
 
-def trained(**kw):
-    f, _ = toy.train(toy.gaussians, **kw)
+def test_measure():
+    data = toy.gaussians(2000, gen(1))
+    x = toy.gaussians(2000, gen(2))[1]
+    row = toy.measure("gaussians", torch.empty(2000, 0), x, data)
+    assert list(row) == ["energy", "off", "modes"]
+    assert abs(row["energy"]) < 0.01 and row["off"] < 0.01 and row["modes"] == 8
+    x[:500] = 0  # the centre of the ring, far from all data
+    row = toy.measure("gaussians", torch.empty(2000, 0), x, data)
+    assert row["off"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_measure_at_the_fork():
+    o, y = toy.fork(1000, gen())
+    x = torch.tensor([1.0, 0.5]).expand(1000, 2)  # an obstacle's centre
+    row = toy.measure("fork", o, x, (o, y))
+    assert list(row) == ["energy", "above", "between", "below", "hits"]
+    assert row["hits"] == 1 and row["above"] == row["between"] == row["below"] == 0
+
+
+# ---- the field without a network -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, modes", [("gaussians", 8), ("moons", None), ("swissroll", None)])
+def test_particles_moved_by_the_field_reach_the_modes(name, modes):
+    """At most 5 % of the particles end more than 0.1 off the data, and no mode is lost."""
+    o, snapshots = toy.move(toy.TARGETS[name], B=4, K=64, P=64, moves=300, at={0})
+    start, end = snapshots.values()
+    assert o.shape == (256, 0) and start.shape == end.shape == (256, 2)
+    data = toy.TARGETS[name](4000, gen(2))
+    before = toy.measure(name, o, start, data)
+    after = toy.measure(name, o, end, data)
+    assert before["off"] > 0.3 and after["off"] < 0.05 and after.get("modes") == modes
+    assert after["energy"] < 0.01 < before["energy"]
+
+
+def test_one_positive_blurs_the_field_itself():
+    """With one positive a group the particles find all modes, but more of them stay between."""
+    data = toy.gaussians(4000, gen(2))
+    rows = []
+    for K in (4, 16):
+        o, snapshots = toy.move(toy.gaussians, B=512 // K, K=K, moves=300)
+        rows.append(toy.measure("gaussians", o, snapshots[300], data))
+    assert [row["modes"] for row in rows] == [8, 8]
+    assert rows[0]["off"] > 0.3 > rows[1]["off"] > 0.1
+
+
+def test_particles_are_reproducible():
+    how = {"B": 2, "K": 8, "P": 3, "moves": 5}
+    first, again, other = (toy.move(toy.moons, **how, seed=s)[1][5] for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_force_points_to_the_expert():
+    """One hypothesis far away, one positive: everywhere the force has a part towards it."""
+    grid = torch.tensor([[0.5, 0.0], [0.0, 0.5]])
+    F = toy.force(grid, torch.tensor([[[5.0, 5.0]]]), torch.zeros(1, 1, 2), (0.2,))
+    assert F.shape == (2, 2) and ((F * -grid).sum(1) > 0).all()
+
+
+# ---- networks ------------------------------------------------------------------------------------
+
+
+def trained(**how):
+    f, _, _ = toy.train(toy.gaussians, **how)
     with torch.no_grad():
-        return f(torch.randn(1000, 2, generator=gen(3)), torch.empty(1000, 0))
+        return f(torch.randn(1000, 2, generator=gen(3)), NO_O)
 
 
 def test_many_positives_cover_the_modes():
@@ -71,7 +137,7 @@ def test_many_positives_cover_the_modes():
 
 @pytest.mark.parametrize("regression", [True, False])
 def test_regression_and_one_hypothesis_collapse_to_the_mean(regression):
-    x = trained(B=64, K=1, steps=250, regression=regression)              # the mean of the ring is its centre
+    x = trained(B=64, K=1, steps=250, regression=regression)  # the ring's mean is its centre
     assert x.mean(0).norm() < 0.15 and x.std(0).max() < 0.15
     assert toy.modes(x) == 0
 
@@ -81,60 +147,65 @@ def test_a_clumped_start_stays_clumped():
     assert x.std(0).max() < 0.15 and toy.modes(x) == 0
 
 
-def test_training_is_reproducible():
-    kw = dict(B=4, K=4, steps=5, at={0, 5})
-    (f, a), (_, b), (_, c) = (toy.train(toy.fork, **kw, seed=s) for s in (0, 0, 1))
-    assert list(a) == [0, 5] and a[5].shape == (500, 2)
-    assert torch.equal(a[5], b[5]) and not torch.equal(a[5], c[5])
-    assert a[0].std(0).mean().item() == pytest.approx(1.0, rel=0.25) and a[0].mean(0).abs().max() < 0.4
-
-
-def test_field_points_to_the_expert():
-    # One hypothesis far away and one positive: the force at each grid point has a part towards the positive.
-    grid, pos = torch.tensor([[0.5, 0.0], [0.0, 0.5]]), torch.zeros(1, 1, 2)
-    F = toy.field(grid, torch.tensor([[[5.0, 5.0]]]), pos, (0.2,))
-    assert F.shape == (2, 2) and ((F * -grid).sum(1) > 0).all()
-
-
-def test_command_line(tmp_path):
-    run = subprocess.run([sys.executable, TOY, "--targets", "gaussians", "fork", "--K", "1", "3", "--many", "8", "--batch", "4",
-                          "--steps", "3", "--out", tmp_path], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    for name in ("toy_targets.png", "toy_field.png", "toy_fork.png", "toy.gif", "toy.csv"):
-        assert (tmp_path / name).stat().st_size > 100
-    rows = list(csv.DictReader(open(tmp_path / "toy.csv")))
-    assert [r["setting"] for r in rows[:6]] == ["expert", "regression", "K = 1", "K = 3", "clumped start", "K = P = 8"]
-    assert all(math.isfinite(float(r["energy"])) for r in rows) and len(rows) == 6 + 4
-
-
-@pytest.mark.parametrize("flags, says", [
-    (["--targets", "moon"], "--targets moon: unknown; choose from gaussians, moons"),
-    (["--K", "0"], "--K must be above 0"),
-    (["--temp", "nan"], "--temp must be above 0"),
-    (["--steps", "many"], "argument --steps: invalid int value"),
-    (["--step", "3"], "unrecognized arguments: --step 3"),
-])
-def test_bad_flags_are_one_line(flags, says, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["toy.py", *flags])
-    with pytest.raises(SystemExit) as exit:
-        toy.cli(toy.main)
-    err = capsys.readouterr().err
-    assert exit.value.code == 2 and says in err and err.count("\n") == 1
-
-
-def test_particles_without_a_network_stay_off_the_gaps():
-    """256 free particles under the same field reach all 8 modes, at most 5 % of them more than 0.1 off the data."""
-    g, x = torch.Generator().manual_seed(0), torch.randn(1, 256, 2, generator=torch.Generator().manual_seed(1))
-    for t in range(800):
-        V, scale, _ = drift.drift(x, toy.gaussians(256, g)[1][None])
-        x = x + 0.1 * (1 - t / 800) * scale * V
-    off = torch.cdist(x[0], toy.gaussians(4000, g)[1]).amin(1) > 0.1
-    assert toy.modes(x[0]) == 8 and off.float().mean() < 0.05
-
-
 def test_the_floor_of_eq_31_holds_a_clump(monkeypatch):
     """The same clumped start covers the modes once the affinity floor is gone."""
     monkeypatch.setattr(drift, "FLOOR_A", 1e-30)
-    f, _ = toy.train(toy.gaussians, B=64, K=16, steps=600, spread=0.01)
-    with torch.no_grad():
-        assert toy.modes(f(torch.randn(2000, 2), torch.empty(2000, 0))) == 8
+    assert toy.modes(trained(B=1, K=96, P=96, steps=600, spread=toy.CLUMP)) == 8
+
+
+def test_training_is_reproducible():
+    runs = [toy.train(toy.fork, B=4, K=4, steps=5, at={0}, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (snapshots for _, _, snapshots in runs)
+    assert list(first) == [0, 5] and first[5].shape == (toy.SAMPLES, 2)
+    assert torch.equal(first[5], again[5]) and not torch.equal(first[5], other[5])
+    assert first[0].std(0).mean().item() == pytest.approx(1.0, rel=0.25)  # spread
+    assert first[0].mean(0).abs().max() < 0.4
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def test_frames_and_moments():
+    for steps in (1, 3, 500):
+        frames = toy.frames(steps)
+        assert len(frames) == toy.FRAMES and frames == sorted(frames)
+        assert frames[0] == toy.moments(steps)[0] == 0
+        assert frames[-1] == toy.moments(steps)[-1] == steps
+
+
+def test_command_line(tmp_path):
+    settings = ["--K", "1", "3", "--many", "8", "--batch", "4", "--steps", "3"]
+    code, out, err = cli("toy.py", "--targets", "gaussians", "fork", *settings, "--out", tmp_path)
+    assert code == 0, err
+    for name in ("toy_targets.png", "toy_field.png", "toy_fork.png", "toy.gif", "toy.csv"):
+        assert (tmp_path / name).stat().st_size > 100 and str(tmp_path / name) in out
+    with Image.open(tmp_path / "toy.gif") as film:
+        assert film.n_frames > 10
+    with open(tmp_path / "toy.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [(row["target"], row["setting"]) for row in rows]
+    names = ["expert", "regression", "K = 1", "K = 3"]
+    more = ["clumped start", "K = P = 8", "particles K = 3", "particles K = P = 8"]
+    assert found == [
+        *(("gaussians", name) for name in names + more),
+        *(("fork", name) for name in names),
+    ]
+    assert all(math.isfinite(float(row["energy"])) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--targets", "moon"], "--targets moon: unknown; choose from gaussians, moons"),
+        (["--K", "0"], "--K must be above 0"),
+        (["--temp", "nan"], "--temp must be above 0"),
+        (["--steps", "many"], "argument --steps: invalid int value"),
+        (["--step", "3"], "unrecognized arguments: --step 3"),
+    ],
+)
+def test_bad_flags_are_one_line(flags, says, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["toy.py", *flags])
+    with pytest.raises(SystemExit) as caught:
+        toy.cli(toy.main)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and says in err and err.count("\n") == 1
