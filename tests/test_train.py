@@ -1,15 +1,22 @@
-"""dbp_train.py: it learns, a killed run resumes bit for bit, bad input costs one line, and the run folder is whole.
+"""dbp_train.py: it learns, a killed run resumes bit for bit, bad input costs one line.
 
-Most runs happen in this process, with pictures and evaluation replaced (`quick`), as they take longer than training.
+Most runs happen in this process, with pictures and evaluation replaced (the fixture `quick`), as
+those take longer than training.
 """
+
 import csv
 import json
 import math
+import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,36 +25,54 @@ import torch
 from torch import nn
 
 import dbp_train
+import drift
+import envs
 import runs
 from conftest import ROOT, cli, write_demos
-from data import Chunks, load, save_npz
-from dbp_train import EMA, lr_factor, progress
+from data import Windows, load
+from dbp_train import EMA, Budget, check_shares, chosen_dims, lr_factor, progress
 from envs import TASKS
+from formats import save_npz
 from policy import Policy
-from runs import load_torch, read_log, save_torch
+from runs import BadInput, load_torch, read_log, save_torch
 
-SMALL = "--dims 8 16 --batch 8 --episodes 1 --device cpu --warmup 20 --lr 2e-3 --seed 0".split()
+SMALL = shlex.split(
+    "--dims 8 16 --batch 8 --episodes 1 --device cpu --warmup 20 --lr 2e-3 --seed 0 --one-process"
+)
+PUSHT = TASKS["pusht"]
+
+
+def parsed(*flags):
+    """The flags of dbp_train.py after SMALL; a flag given here wins."""
+    return dbp_train.parse([*SMALL, *map(str, flags)])
 
 
 def train(*flags):
-    """dbp_train.py with SMALL and these flags, in this process; a flag given here wins."""
-    argv = sys.argv
-    sys.argv = ["dbp_train.py", *SMALL, *map(str, flags)]
-    try:
-        runs.cli(lambda: dbp_train.train(dbp_train.parse()))
-    finally:
-        sys.argv = argv
+    """dbp_train.py with SMALL and these flags, in this process."""
+    runs.cli(lambda: dbp_train.train(parsed(*flags)))
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No pictures, and an evaluation that costs nothing; gives the list of steps of the policies evaluated."""
+    """No pictures, and an evaluation that costs nothing.
+
+    Gives the list of the policies that were evaluated, each with its number of episodes.
+    """
     seen = []
 
     def evaluate(policy, task, episodes, **kw):
         seen.append((policy, episodes))
-        return {"score": 0.5, "score_95": (0.4, 0.6), "success": 0.1, "success_95": (0., 0.2), "episodes": episodes,
-                "seconds": 1., "simulator_s": 0.5, "network_s": 0.5, "network_ms": 1., "scores": [0.5]}, None
+        result = {
+            "score": 0.5,
+            "score_95": (0.4, 0.6),
+            "success": 0.1,
+            "success_95": (0.0, 0.2),
+            "episodes": episodes,
+            "seconds": 1.0,
+            "network_s": 0.5,
+            "network_ms": 1.0,
+        }
+        return result, None
 
     monkeypatch.setattr(dbp_train, "evaluate", evaluate)
     for name in ("curves", "hypotheses_figure"):
@@ -56,12 +81,17 @@ def quick(monkeypatch):
 
 
 def training_rows(out):
-    """Rows of the log that training wrote, not evaluation."""
+    """The rows of the log that training wrote, not evaluation."""
     return [r for r in read_log(out) if "loss" in r]
 
 
+def state_of(out):
+    """The state.pt of a run folder."""
+    return load_torch(out / "state.pt")
+
+
 def same(a, b):
-    """Bitwise equality of nested containers of tensors."""
+    """Whether two nested containers are equal, tensors bit for bit."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -71,418 +101,800 @@ def same(a, b):
     return a == b
 
 
-# ---- the parts
+# ---- the parts -----------------------------------------------------------------------------------
+
 
 def test_lr_factor():
+    """A linear warm-up, then constant, or half a cosine."""
     assert [lr_factor(n, 100, 4, "constant") for n in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
     assert [lr_factor(n, 100, 4, "cosine") for n in (0, 1, 3, 4)] == [0.25, 0.5, 1, 1]
-    assert lr_factor(52, 100, 4, "cosine") == pytest.approx(0.5) and lr_factor(100, 100, 4, "cosine") == pytest.approx(0)
+    assert lr_factor(52, 100, 4, "cosine") == pytest.approx(0.5)
     assert lr_factor(28, 100, 4, "cosine") == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert lr_factor(100, 100, 4, "cosine") == pytest.approx(0)
     assert 0 < lr_factor(99, 100, 4, "cosine") < 1e-2
-    assert lr_factor(0, 100, 0, "cosine") == 1 and lr_factor(0, 100, 0, "constant") == 1
-    assert lr_factor(3, 3, 10, "cosine") == 0.4                      # shorter than its warm-up
+
+
+def test_lr_factor_of_odd_lengths():
+    """No warm-up; a run shorter than it; and a run whose length is not known yet."""
+    assert lr_factor(0, 100, 0, "cosine") == 1 == lr_factor(0, 100, 0, "constant")
+    assert lr_factor(3, 3, 10, "cosine") == 0.4
+    assert [lr_factor(n, None, 4, "cosine") for n in (0, 3, 4, 999)] == [0.25, 1, 1, 1]
+    assert lr_factor(0, None, 0, "cosine") == 1
 
 
 def test_ema():
-    """mean_n = d_n mean_(n-1) + (1 - d_n) p_n with d_n = min(largest, 1 - (1 + n) ** -power), begun at p_0."""
+    """mean_n = d_n mean_(n-1) + (1 - d_n) p_n, d_n = min(largest, 1 - (1 + n) ** -power)."""
     layer = nn.Linear(2, 1)
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.fill_(10.)
-    ema, wanted = EMA(layer, 0.7, 0.75), 10.
-    for n in range(1, 9):
+
+    def fill(value):
         with torch.no_grad():
             for p in layer.parameters():
-                p.fill_(float(n * n))
+                p.fill_(value)
+
+    fill(10.0)
+    ema = EMA(layer, 0.7, 0.75)
+    wanted = 10.0
+    for n in range(1, 9):
+        fill(float(n * n))
         ema.update(n)
         decay = min(0.7, 1 - (1 + n) ** -0.75)
         wanted = decay * wanted + (1 - decay) * n * n
         for value in ema.state_dict().values():
             torch.testing.assert_close(value, torch.full_like(value, wanted))
-    assert min(0.7, 1 - 2 ** -0.75) < 0.7 == min(0.7, 1 - 9 ** -0.75)       # both branches were seen
+    assert 1 - 2**-0.75 < 0.7 < 1 - 9**-0.75  # both branches of min() were seen
     other = EMA(nn.Linear(2, 1), 0.7, 0.75)
     other.load_state_dict(ema.state_dict())
-    assert same(other.state_dict(), ema.state_dict()) and set(ema.state_dict()) == {"weight", "bias"}
-    layer.weight.data.zero_()
-    assert ema.state_dict()["weight"].abs().min() > 1                       # not the layer's own memory
+    assert same(other.state_dict(), ema.state_dict())
+    assert set(ema.state_dict()) == {"weight", "bias"}
+    fill(0.0)
+    assert ema.state_dict()["weight"].abs().min() > 1  # not the layer's own memory
 
 
 def test_progress_by_hand():
-    """One observation; two hypotheses of two steps and one coordinate: 1 and 3 away from the expert."""
-    x, pos = torch.tensor([[[[1.], [1]], [[3], [-3]]]]), torch.zeros(1, 1, 2, 1)
+    """One observation; two hypotheses of two steps and one coordinate: 1 and 3 off the expert."""
+    x = torch.tensor([[[[1.0], [1.0]], [[3.0], [-3.0]]]])
+    pos = torch.zeros(1, 1, 2, 1)
     got = progress(x, pos)
     assert (got["best"], got["mean"]) == (1, 2)
-    assert got["spread"].item() == pytest.approx(math.sqrt((1 + 4) / 2))    # their mean is (2, -1): off by (1, 2) each
-    two = progress(torch.cat([x, 0 * x]), torch.zeros(2, 1, 2, 1))          # best is a mean over observations
-    assert (two["best"], two["mean"], two["spread"].item()) == (0.5, 1, pytest.approx(math.sqrt(2.5) / 2))
+    # The hypotheses' mean is (2, -1): each of them is off by 1 and 2.
+    assert got["diversity"].item() == pytest.approx(math.sqrt((1 + 4) / 2))
+    two = progress(torch.cat([x, 0 * x]), torch.zeros(2, 1, 2, 1))  # means over observations
+    assert (two["best"], two["mean"]) == (0.5, 1)
+    assert two["diversity"].item() == pytest.approx(math.sqrt(2.5) / 2)
 
 
-# ---- training
+def test_budget(monkeypatch):
+    """--minutes: the pace decides how many steps fit, until half of the time is over."""
+    clock = [0.0]
+    monkeypatch.setattr(dbp_train.time, "perf_counter", lambda: clock[0])
+    args = Namespace(minutes=10.0, steps=None, epochs=None, device="cpu")
+    budget = Budget(args, 7, {"minutes": 0.0, "total": None}, world=1)
+    seen = []
+    for step, minutes in ((50, 1), (100, 1), (150, 1), (200, 3), (250, 1)):
+        budget.start()
+        clock[0] += 60 * minutes
+        budget.tick(step)
+        clock[0] += 600  # an evaluation does not count
+        seen.append(budget.total)
+    # Not before step 100; there 2 of 10 minutes are over. Past the half, at step 200, it is fixed.
+    assert seen == [None, 500, 500, 500, 500] and budget.minutes == 7
+    assert budget.more(499) and not budget.more(500)
+
+
+def test_dims(capsys):
+    """auto is the paper's network on a GPU and a small one on a CPU; and it says so."""
+    assert chosen_dims(["auto"], True, 4) == [512, 1024, 2048]
+    assert chosen_dims(["auto"], False, 8) == [64, 128, 256]
+    assert chosen_dims(["auto"], False, 4) == [64, 128]
+    assert capsys.readouterr().out.count("--dims auto: ") == 3
+    assert chosen_dims(["8", "16"], True, 16) == [8, 16] and not capsys.readouterr().out
+
+
+# ---- training ------------------------------------------------------------------------------------
+
 
 def test_learns(tmp_path, quick):
-    """One episode, K = 4: the hypotheses come close to the expert and stay close to one another."""
+    """One episode: the hypotheses come close to the expert and stay close to one another."""
     write_demos(tmp_path / "one.npz", lengths=(16,))
-    train("--data", tmp_path / "one.npz", "--out", tmp_path / "r", "--K", 4, "--temp", 0.2, "--steps", 250,
-          "--dims", 16, 32, "--lr", 5e-3, "--schedule", "cosine")
+    method = ["--K", 4, "--temp", 0.2, "--dims", 16, 32]
+    length = ["--steps", 250, "--lr", 5e-3, "--schedule", "cosine"]
+    train("--data", tmp_path / "one.npz", "--out", tmp_path / "r", *method, *length)
     rows = training_rows(tmp_path / "r")
     assert [r["step"] for r in rows] == [50, 100, 150, 200, 250]
-    for name in ("mean", "best"):                                                        # measured: 0.2 and less
+    for name in ("mean", "best"):  # measured: 0.2 and less
         assert rows[-1][name] < 0.4 * rows[0][name], (name, rows[0][name], rows[-1][name])
-    assert rows[-1]["mean"] < 0.15 and all(r["best"] <= r["mean"] and r["spread"] <= 2 * r["mean"] for r in rows)
-    chunks = Chunks(load(TASKS["pusht"], tmp_path / "one.npz"), 2, 16, 8)
+    assert rows[-1]["mean"] < 0.15
+    assert all(r["best"] <= r["mean"] and r["diversity"] <= 2 * r["mean"] for r in rows)
+    windows = Windows(load(PUSHT, tmp_path / "one.npz"), 2, 16, 8)
     policy, flags = Policy.load(tmp_path / "r" / "ckpt.pt")
-    obs, action = chunks.batch(torch.arange(len(chunks)))
-    off = (policy.act(obs, generator=torch.Generator().manual_seed(0)) - action).square().mean().sqrt()
-    plain = (action.mean(0) - action).square().mean().sqrt()                # the best that ignores the observation
+    obs, action = windows.batch(torch.arange(len(windows)))
+    chunk = policy.act(obs, generator=torch.Generator().manual_seed(0))
+    off = (chunk - action).square().mean().sqrt()
+    plain = (action.mean(0) - action).square().mean().sqrt()  # the best without the observation
     assert off < 0.6 * plain, (off, plain)
     assert flags["lr"] == 5e-3 and flags["K"] == 4
 
 
-def test_normaliser_spans_the_data(tmp_path, demos, quick):
+def test_normalisers_span_the_data(tmp_path, demos, quick):
     train("--data", demos, "--out", tmp_path / "r", "--steps", 1)
-    policy, ep = Policy.load(tmp_path / "r" / "ckpt.pt")[0], load(TASKS["pusht"], demos)
-    for norm, y in ((policy.norm_obs, ep.obs), (policy.norm_action, ep.action)):
-        assert torch.equal(norm.lo, torch.from_numpy(y.min(0))) and torch.equal(norm.hi, torch.from_numpy(y.max(0)))
+    policy, _ = Policy.load(tmp_path / "r" / "ckpt.pt")
+    episodes = load(PUSHT, demos)
+    for norm, y in (
+        (policy.norm_obs["state"], episodes.obs["state"]),
+        (policy.norm_action, episodes.action),
+    ):
+        assert norm.lo.tolist() == y.min(0).tolist() and norm.hi.tolist() == y.max(0).tolist()
 
 
 def test_raw_and_ema_weights_differ(tmp_path, demos, quick):
+    """Both are in the checkpoint, and the averaged ones are evaluated."""
     train("--data", demos, "--out", tmp_path / "r", "--steps", 5)
-    raw, ema = (dict(Policy.load(tmp_path / "r" / "ckpt.pt", ema=e)[0].named_parameters()) for e in (False, True))
-    state, (policy, episodes) = load_torch(tmp_path / "r" / "state.pt"), quick[-1]
+    raw, ema = (
+        dict(Policy.load(tmp_path / "r" / "ckpt.pt", ema=e)[0].named_parameters())
+        for e in (False, True)
+    )
+    state = state_of(tmp_path / "r")
     for name in raw:
-        assert torch.equal(raw[name], state["weights"][name]) and torch.equal(ema[name], state["ema"][name])
+        assert torch.equal(raw[name], state["weights"][name])
+        assert torch.equal(ema[name], state["ema"][name])
         assert not torch.equal(raw[name], ema[name]), name
-    assert same(dict(policy.named_parameters()), ema) and episodes == 1     # the EMA is what gets evaluated
+    policy, episodes = quick[-1]
+    assert same(dict(policy.named_parameters()), ema) and episodes == 1
 
 
 def test_seeds_decide(tmp_path, demos, quick):
     """The same seed gives the same run, another one another."""
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train("--data", demos, "--out", tmp_path / name, "--steps", 3, "--seed", seed)
-    a, b, c = (load_torch(tmp_path / n / "state.pt")["weights"] for n in "abc")
+    a, b, c = (state_of(tmp_path / n)["weights"] for n in "abc")
     assert same(a, b) and not same(a, c)
 
 
 def test_step_mode_and_several_temperatures(tmp_path, demos, quick):
-    train("--data", demos, "--out", tmp_path / "r", "--steps", 20, "--mode", "step", "--temp", 0.05, 0.2, 1, "--K", 3)
-    row, = training_rows(tmp_path / "r")
-    assert len({row[f"force_{t}"] for t in ("0.05", "0.2", "1")}) == 3
-    assert row["step"] == 20 and all(math.isfinite(v) for v in row.values()) and row["loss"] > 1
-    train("--data", demos, "--out", tmp_path / "chunk", "--steps", 20, "--temp", 0.05, 0.2, 1, "--K", 3)
-    assert training_rows(tmp_path / "chunk")[0]["s"] > 2 * row["s"]         # D is T_p times larger
+    """A force is logged for each temperature, and each step is a problem of its own size."""
+    flags = ["--data", demos, "--steps", 20, "--temp", 0.05, 0.2, 1, "--K", 3]
+    train(*flags, "--mode", "step", "--out", tmp_path / "step")
+    train(*flags, "--out", tmp_path / "chunk")
+    (step,) = training_rows(tmp_path / "step")
+    (chunk,) = training_rows(tmp_path / "chunk")
+    assert len({step[f"force_{tau}"] for tau in ("0.05", "0.2", "1")}) == 3
+    assert step["step"] == 20 and step["loss"] > 1
+    assert all(math.isfinite(v) for v in step.values())
+    assert chunk["s"] > 2 * step["s"]  # D is T_p times larger
 
 
-def test_neighbours(demos):
-    """The nearest windows come from other episodes, nearest first, and the weight falls with the distance."""
-    chunks = Chunks(load(TASKS["pusht"], demos), 2, 4, 2)
-    policy = Policy({"task": "pusht", "obs_dim": 20, "D_a": 2, "T_o": 2, "T_p": 4, "T_a": 2, "dims": (8,)},
-                    dbp_train.bounds(chunks.obs), dbp_train.bounds(chunks.action))
-    near, weight = dbp_train.neighbours(policy, chunks, 4)
-    assert near.shape == weight.shape == (len(chunks), 3)
-    assert (chunks.episode[near] != chunks.episode[:, None]).all()
-    assert (weight.diff(dim=1) <= 0).all() and weight[:, 0].median() == pytest.approx(np.exp(-1), rel=0.05)
-    y = policy.norm_obs(chunks.batch(torch.arange(len(chunks)))[0]).flatten(1)
-    d = (y[5] - y).norm(dim=-1)
-    assert near[5, 0] == d.masked_fill(chunks.episode == chunks.episode[5], torch.inf).argmin()
+def watch_chunk_loss(monkeypatch):
+    """The list that will hold the hypotheses and the other arguments of each chunk_loss."""
+    seen = []
+    real = dbp_train.chunk_loss
+
+    def watched(x, pos, **kw):
+        seen.append((x.detach().clone(), {"pos": pos, **kw}))
+        return real(x, pos, **kw)
+
+    monkeypatch.setattr(dbp_train, "chunk_loss", watched)
+    return seen
 
 
-def test_beyond_the_paper(tmp_path, demos, quick, monkeypatch):
-    """Its flags reach the loss: more positives with weights, a problem an observation, a temperature that falls to 1."""
-    seen, real = [], dbp_train.chunk_loss
-    monkeypatch.setattr(dbp_train, "chunk_loss", lambda x, pos, **kw: seen.append((x.shape, pos.shape, kw)) or real(x, pos, **kw))
-    train("--data", demos, "--out", tmp_path / "r", "--steps", 4, "--positives", 3, "--scale", "observation", "--temp-start", 16,
-          "--spread", 1)
-    assert [round(kw["temps"][0], 3) for *_, kw in seen] == [3.2, 0.8, 0.2, 0.2]
-    assert seen[0][0] == (8, 1, 4, 16, 2) and seen[0][1] == (8, 1, 3, 16, 2) and seen[0][2]["w_pos"].shape == (8, 1, 3)
-    assert (seen[0][2]["w_pos"][..., 0] == 1).all() and (seen[0][2]["w_pos"][..., 1:] < 1).any()
-    row, = training_rows(tmp_path / "r")
-    assert all(math.isfinite(v) for v in row.values()) and row["spread"] > 0.3
+def test_memory_reaches_the_loss(tmp_path, quick, monkeypatch):
+    """From the second epoch on, a window's hypotheses of the epoch before push as negatives."""
+    write_demos(tmp_path / "d.npz", lengths=(16,))  # 9 windows
+    seen = watch_chunk_loss(monkeypatch)
+    flags = ["--data", tmp_path / "d.npz", "--steps", 3, "--batch", 9, "--K", 2, "--memory", 3]
+    train(*flags, "--out", tmp_path / "r")
+    windows = Windows(load(PUSHT, tmp_path / "d.npz"), 2, 16, 8)
+    past = torch.zeros(9, 3, 16, 2)
+    for epoch, (x, how) in enumerate(seen):
+        i = windows.order(epoch, 0)
+        torch.testing.assert_close(how["neg"], past[i])
+        there = [[0, 0, 0], [1, 1, 0], [1, 1, 1]][epoch]
+        assert how["w_neg"].tolist() == 9 * [there]
+        past[i] = torch.cat([x, past[i]], 1)[:, :3]
+    state = state_of(tmp_path / "r")
+    torch.testing.assert_close(state["memory"]["chunks"], past)
 
 
-def test_memory():
-    """A window's past hypotheses, newest first; weight 0 where there is none yet; never more than N."""
-    memory = torch.zeros(5, 3, 1, 1), torch.zeros(5, dtype=torch.long)
-    x = lambda *y: torch.tensor(y, dtype=torch.float32)[..., None, None]                   # (B, K, 1, 1)
-    past, w = dbp_train.recall(memory, torch.tensor([4, 1]), x([1, 2], [3, 4]))
-    assert (w == 0).all()
-    past, w = dbp_train.recall(memory, torch.tensor([1, 0]), x([5, 6], [7, 8]))
-    assert w.tolist() == [[1, 1, 0], [0, 0, 0]] and past[0, :2].flatten().tolist() == [3, 4]
-    past, w = dbp_train.recall(memory, torch.tensor([1]), x([9, 10]))
-    assert w.tolist() == [[1, 1, 1]] and past.flatten().tolist() == [5, 6, 3]
-    assert memory[0][4].flatten().tolist() == [1, 2, 0] and memory[1].tolist() == [2, 3, 0, 0, 2]
+def test_memory_changes_the_training(tmp_path, demos, quick):
+    """Off, it is the paper's method: no negatives; on, other weights come out."""
+    flags = ["--data", demos, "--steps", 12, "--batch", 16]
+    train(*flags, "--out", tmp_path / "plain")
+    train(*flags, "--out", tmp_path / "off", "--memory", 0)
+    train(*flags, "--out", tmp_path / "on", "--memory", 4)
+    plain, off, on = (state_of(tmp_path / n) for n in ("plain", "off", "on"))
+    assert same(plain["weights"], off["weights"]) and "memory" not in off
+    assert not same(plain["weights"], on["weights"])
 
 
-def test_scale_of_an_observation():
-    """The loss over the batch is the mean over observations that are problems of their own."""
-    from argparse import Namespace
-    g = torch.Generator().manual_seed(0)
-    x, pos = torch.randn(3, 4, 8, 2, generator=g), torch.randn(3, 8, 2, generator=g) * torch.tensor([1, 5, 20])[:, None, None]
-
-    class Fixed:
-        def __init__(self, x):
-            self.hypotheses = lambda obs, K, generator: x
-
-    how = Namespace(method="dbp", K=4, temp=[0.2], mode="chunk", scale="observation", amp=False)
-    loss = lambda i: dbp_train.loss_of(Fixed(x[i].requires_grad_()), None, pos[i], how, g)
-    whole, info = loss(slice(0, 3))
-    each = [loss(slice(i, i + 1)) for i in range(3)]
-    assert whole.item() == pytest.approx(np.mean([y.item() for y, _ in each]))
-    assert info["s"].item() == pytest.approx(np.mean([i["s"].item() for _, i in each]), rel=1e-5)
-    how.scale = "batch"
-    assert loss(slice(0, 3))[1]["s"].item() == pytest.approx(info["s"].item(), rel=1e-5)     # all have the same K: the mean's mean
+def test_spread_widens_the_start(tmp_path, demos, quick, monkeypatch):
+    """The first hypotheses differ by the deviation that was asked for, and by less without it."""
+    seen = watch_chunk_loss(monkeypatch)
+    flags = ["--data", demos, "--steps", 1, "--K", 16]
+    train(*flags, "--out", tmp_path / "narrow")
+    train(*flags, "--out", tmp_path / "wide", "--spread", 1)
+    narrow, wide = (x.std(1).mean().item() for x, _ in seen)
+    assert narrow < 0.3 and wide == pytest.approx(1, abs=0.2)
+    (row,) = training_rows(tmp_path / "wide")
+    assert row["diversity"] > 0.7
 
 
-def test_amp(tmp_path, demos, quick):
-    train("--data", demos, "--out", tmp_path / "r", "--steps", 3, "--amp")
-    row, = training_rows(tmp_path / "r")
+# ---- mixed precision -----------------------------------------------------------------------------
+
+
+def watch_precision(monkeypatch):
+    """The set that will hold (where, dtype) of the training's network, drift and gradients."""
+    seen = set()
+    real_setup = dbp_train.setup
+    real_affinity = drift.affinity
+    real_coefficients = drift.coefficients
+
+    def setup(args, task):
+        made = real_setup(args, task)
+        policy = made[1]
+        for module in policy.net.modules():
+            if isinstance(module, (nn.Conv1d, nn.Linear)):
+                module.register_forward_hook(layer)
+        for p in policy.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: seen.add(("gradient", p.grad.dtype)))
+        return made
+
+    def layer(module, inputs, out):
+        if torch.is_grad_enabled():  # not the hypotheses that are drawn for the picture
+            seen.add(("network", out.dtype))
+
+    def affinity(d, w, tau):
+        seen.add(("drift", d.dtype))
+        return real_affinity(d, w, tau)
+
+    def coefficients(A, n_neg):
+        C = real_coefficients(A, n_neg)
+        seen.add(("drift", C.dtype))
+        seen.add(("drift", (C @ C.mT).dtype))  # what autocast would do to its products
+        return C
+
+    monkeypatch.setattr(dbp_train, "setup", setup)
+    monkeypatch.setattr(drift, "affinity", affinity)
+    monkeypatch.setattr(drift, "coefficients", coefficients)
+    return seen
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_amp(tmp_path, demos, quick, monkeypatch, amp):
+    """--amp runs the network's layers in bfloat16; drift, gradients and weights stay float32."""
+    seen = watch_precision(monkeypatch)
+    hypotheses = watch_chunk_loss(monkeypatch)
+    flags = ["--data", demos, "--steps", 3, *(["--amp"] if amp else [])]
+    train(*flags, "--out", tmp_path / "r")
+    layers = torch.bfloat16 if amp else torch.float32
+    assert seen == {
+        ("network", layers),
+        ("drift", torch.float32),
+        ("gradient", torch.float32),
+    }
+    assert {(x.dtype, more["pos"].dtype) for x, more in hypotheses} == {(layers, torch.float32)}
+    (row,) = training_rows(tmp_path / "r")
     assert all(math.isfinite(v) for v in row.values())
-    assert all(w.dtype == torch.float32 for w in load_torch(tmp_path / "r" / "state.pt")["weights"].values())
+    state = state_of(tmp_path / "r")
+    assert {w.dtype for w in (*state["weights"].values(), *state["ema"].values())} == {
+        torch.float32
+    }
+
+
+# ---- how long ------------------------------------------------------------------------------------
 
 
 def test_lengths(tmp_path, demos, quick):
-    """--epochs counts passes over the full batches of --demos; --eval-every evaluates on the way, besides at the end."""
-    n = len(Chunks(load(TASKS["pusht"], demos, 2), 2, 16, 8))
-    train("--data", demos, "--demos", 2, "--out", tmp_path / "r", "--epochs", 20, "--eval-every", 50, "--batch", 8)
+    """--epochs counts passes over the full batches of --demos; --eval-every scores on the way."""
+    n = len(Windows(load(PUSHT, demos, 2), 2, 16, 8))
     steps = 20 * (n // 8)
-    assert n % 8                                                            # there is a rest to leave out
-    assert 100 < steps < 150 and load_torch(tmp_path / "r" / "state.pt")["step"] == steps
-    assert [r["step"] for r in read_log(tmp_path / "r") if "score" in r] == [50, 100, steps] and len(quick) == 3
+    flags = ["--data", demos, "--demos", 2, "--epochs", 20, "--eval-every", 50, "--batch", 8]
+    train(*flags, "--out", tmp_path / "r")
+    assert n % 8  # there is a rest to leave out
+    assert 100 < steps < 150 and state_of(tmp_path / "r")["step"] == steps
+    scored = [r["step"] for r in read_log(tmp_path / "r") if "score" in r]
+    assert scored == [50, 100, steps] and len(quick) == 3
 
 
 def test_minutes_fix_the_steps(tmp_path, demos, quick):
+    """The number of steps follows from the pace at the last row of the first half."""
     train("--data", demos, "--out", tmp_path / "r", "--minutes", 0.03)
-    rows, state = training_rows(tmp_path / "r"), load_torch(tmp_path / "r" / "state.pt")
-    timed = [r for r in rows if r["step"] >= 100]
-    last = ([r for r in timed if r["minutes"] <= 0.015] or timed[:1])[-1]       # of the first half, but not before step 100
+    rows = training_rows(tmp_path / "r")
+    state = state_of(tmp_path / "r")
+    timed = [r for r in rows if r["step"] >= 100]  # never before step 100
+    first_half = [r for r in timed if r["minutes"] <= 0.015] or timed[:1]
+    last = first_half[-1]
     assert state["step"] == state["total"] == rows[-1]["step"]
-    assert state["total"] == pytest.approx(max(last["step"], last["step"] * 0.03 / last["minutes"]), rel=0.01)
+    wanted = max(last["step"], last["step"] * 0.03 / last["minutes"])
+    assert state["total"] == pytest.approx(wanted, rel=0.01)
     assert 0 < rows[0]["minutes"] < rows[-1]["minutes"]
 
 
 def test_minutes_with_early_evaluation(tmp_path, demos, quick):
-    """An evaluation due before the first 100 steps are timed, so before the length is known."""
+    """An evaluation may be due before the first 100 steps, and so before the length is known."""
     train("--data", demos, "--out", tmp_path / "r", "--minutes", 0.0001, "--eval-every", 50)
     assert [r["step"] for r in read_log(tmp_path / "r") if "score" in r] == [50, 100]
 
 
+def test_no_simulator(tmp_path, demos, quick, monkeypatch, capsys):
+    """A task without a simulator trains, and ends without a score, which the last line says."""
+    monkeypatch.setitem(envs.TASKS, "pusht", replace(PUSHT, env=None))
+    flags = ["--data", demos, "--steps", 60, "--eval-every", 50, "--save-every", 50]
+    train(*flags, "--out", tmp_path / "r")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("no score: pusht has no simulator  60 steps, ")
+    assert not quick and [r["step"] for r in read_log(tmp_path / "r")] == [50, 60]
+    assert Policy.load(tmp_path / "r" / "ckpt.pt")[0].task == "pusht"
+    train(*flags, "--out", tmp_path / "r", "--resume")
+    assert state_of(tmp_path / "r")["step"] == 60
+
+
+# ---- --init and --resume -------------------------------------------------------------------------
+
+
+def close(policy, other):
+    """Whether two policies have the same weights and normalisers, to a millionth."""
+    weights = other.state_dict()
+    return all(torch.allclose(v, weights[k], atol=1e-6) for k, v in policy.state_dict().items())
+
+
 def test_init(tmp_path, demos, quick):
-    """--init starts from the EMA weights and the normaliser of the checkpoint; other sizes are refused (below)."""
+    """--init starts from the averaged weights and the normalisers of the checkpoint."""
     write_demos(tmp_path / "other.npz", seed=1)
     train("--data", tmp_path / "other.npz", "--out", tmp_path / "a", "--steps", 3)
-    train("--data", demos, "--out", tmp_path / "b", "--steps", 1, "--init", tmp_path / "a" / "ckpt.pt", "--warmup", 10 ** 9)
-    a, _ = Policy.load(tmp_path / "a" / "ckpt.pt")
-    b, _ = Policy.load(tmp_path / "b" / "ckpt.pt", ema=False)                 # one step at a learning rate near 0
-    assert all(torch.allclose(v, b.state_dict()[k], atol=1e-6) for k, v in a.state_dict().items())
-    train("--data", demos, "--out", tmp_path / "c", "--steps", 1, "--warmup", 10 ** 9)
-    c, _ = Policy.load(tmp_path / "c" / "ckpt.pt", ema=False)
-    assert not all(torch.allclose(v, c.state_dict()[k], atol=1e-6) for k, v in a.state_dict().items())
+    start, _ = Policy.load(tmp_path / "a" / "ckpt.pt")
+    still = ["--data", demos, "--steps", 1, "--warmup", 10**9]  # a learning rate near 0
+    train(*still, "--out", tmp_path / "b", "--init", tmp_path / "a" / "ckpt.pt")
+    assert close(start, Policy.load(tmp_path / "b" / "ckpt.pt", ema=False)[0])
+    train(*still, "--out", tmp_path / "c")
+    assert not close(start, Policy.load(tmp_path / "c" / "ckpt.pt", ema=False)[0])
 
 
-# ---- kill and resume
-
-def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
-    """SIGKILL between two saves, then --resume: weights, EMA, optimiser and log as if nothing had happened."""
-    flags = ["--data", demos, "--steps", 300, "--save-every", 100, "--memory", 6]
-    train(*flags, "--out", tmp_path / "whole")
-    cut = tmp_path / "cut"
-    p = subprocess.Popen([sys.executable, ROOT / "dbp_train.py", *SMALL, *map(str, flags), "--out", cut],
-                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def kill_at(step, command, out):
+    """Start a command and kill it by SIGKILL once its log has that step."""
+    p = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 600
-        while not any(r["step"] >= 150 for r in read_log(cut)):
+        while not any(r["step"] >= step for r in read_log(out)):
             assert p.poll() is None and time.monotonic() < deadline, p.stderr.read().decode()
             time.sleep(0.005)
         p.send_signal(signal.SIGKILL)
     finally:
         p.kill()
         p.communicate()
-    at = load_torch(cut / "state.pt")["step"]
-    assert at in (100, 200)                                                # killed on its way, after a save
-    assert load_torch(cut / "ckpt.pt")["step"] in (at, at + 100)           # both files are whole
+
+
+def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
+    """SIGKILL between two saves, then --resume: all is as if nothing had happened."""
+    flags = ["--data", demos, "--steps", 300, "--save-every", 100, "--memory", 6]
+    whole, cut = (tmp_path / n for n in ("whole", "cut"))
+    train(*flags, "--out", whole)
+    kill_at(150, [sys.executable, ROOT / "dbp_train.py", *SMALL, *flags, "--out", cut], cut)
+    at = state_of(cut)["step"]
+    assert at in (100, 200)  # killed on its way, after a save
+    assert load_torch(cut / "ckpt.pt")["step"] in (at, at + 100)  # both files are whole
     with open(cut / "log.jsonl", "a") as f:
-        f.write('{"step": 250, "lo')                                       # the worst that a kill can leave
+        f.write('{"step": 250, "lo')  # the worst that a kill can leave
     train(*flags, "--out", cut, "--resume")
 
-    whole, resumed = (load_torch(tmp_path / n / "state.pt") for n in ("whole", "cut"))
-    assert whole["step"] == resumed["step"] == 300
+    wanted = state_of(whole)
+    resumed = state_of(cut)
+    assert wanted["step"] == resumed["step"] == 300
     for part in ("weights", "ema", "optimizer", "snapshots", "total", "memory"):
-        assert same(whole[part], resumed[part]), part
-    rows, wanted = training_rows(cut), training_rows(tmp_path / "whole")
+        assert same(wanted[part], resumed[part]), part
+    rows = training_rows(cut)
     assert [r["step"] for r in rows] == list(range(50, 301, 50))
-    for r, w in zip(rows, wanted, strict=True):
-        assert {k: v for k, v in r.items() if k != "minutes"} == {k: v for k, v in w.items() if k != "minutes"}
-    assert all(a["minutes"] < b["minutes"] for a, b in zip(rows, rows[1:]))     # training time goes on counting
-    ckpts = [load_torch(tmp_path / n / "ckpt.pt") for n in ("whole", "cut")]
-    assert same(ckpts[0]["weights"], ckpts[1]["weights"]) and same(ckpts[0]["ema"], ckpts[1]["ema"])
+    minutes = [r.pop("minutes") for r in rows]
+    assert minutes == sorted(set(minutes))  # training time goes on counting
+    assert rows == [{k: v for k, v in r.items() if k != "minutes"} for r in training_rows(whole)]
+    ckpts = [load_torch(run / "ckpt.pt") for run in (whole, cut)]
+    assert same(ckpts[0]["weights"], ckpts[1]["weights"])
+    assert same(ckpts[0]["ema"], ckpts[1]["ema"])
     with open(cut / "log.csv") as f:
-        assert [r["step"] for r in csv.DictReader(f) if r["loss"]] == [str(s) for s in range(50, 301, 50)]
+        steps = [int(r["step"]) for r in csv.DictReader(f) if r["loss"]]
+    assert steps == list(range(50, 301, 50))
 
 
 def test_resume_of_a_finished_run(tmp_path, demos, quick):
-    """Not one step more, and the log and the figures stay what they were."""
+    """Not one step more; the log and its one score stay what they were."""
     flags = ["--data", demos, "--steps", 60, "--out", tmp_path / "r"]
     train(*flags)
-    before, rows = load_torch(tmp_path / "r" / "state.pt"), read_log(tmp_path / "r")
+    before = state_of(tmp_path / "r")
+    rows = read_log(tmp_path / "r")
     train(*flags, "--resume")
-    after = load_torch(tmp_path / "r" / "state.pt")
-    assert after["step"] == 60 and all(same(before[k], after[k]) for k in ("weights", "ema", "optimizer", "total"))
-    assert training_rows(tmp_path / "r") == [r for r in rows if "loss" in r]
+    after = state_of(tmp_path / "r")
+    assert after["step"] == 60
+    assert all(same(before[k], after[k]) for k in ("weights", "ema", "optimizer", "total"))
+    assert read_log(tmp_path / "r") == rows
+    assert [r["step"] for r in rows if "score" in r] == [60]
 
 
-def test_resumed_finished_run_logs_its_score_once(tmp_path, demos, quick):
-    flags = ["--data", demos, "--steps", 2, "--out", tmp_path / "r"]
-    train(*flags)
-    train(*flags, "--resume")
-    assert [r["step"] for r in read_log(tmp_path / "r") if "score" in r] == [2]
+# ---- as a user runs it ---------------------------------------------------------------------------
 
-
-# ---- as a user runs it
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One real run as a subprocess: simulator, pictures and all. (run folder, stdout)."""
+    """One real run as a subprocess, simulator, pictures and all: its folder, what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    write_demos(folder / "demos.npz")
-    code, out, err = cli("dbp_train.py", *SMALL, "--data", folder / "demos.npz", "--out", folder / "r", "--steps", 60)
+    flags = ["--data", write_demos(folder / "demos.npz"), "--out", folder / "r", "--steps", 60]
+    code, out, err = cli("dbp_train.py", *SMALL, *flags)
     assert code == 0, err
     return folder / "r", out
 
 
 def test_run_folder(finished):
-    out, printed = finished
+    """Flags, versions, logs, pictures, and no temporary file."""
+    out, _ = finished
     about = json.loads((out / "flags.json").read_text())
-    assert about["flags"]["seed"] == 0 and about["flags"]["dims"] == [8, 16] and about["flags"]["T_p"] == 16
+    flags = about["flags"]
+    assert flags["seed"] == 0 and flags["dims"] == [8, 16] and flags["T_p"] == 16
+    assert (flags["K"], flags["temp"], flags["mode"]) == (4, [0.2], "chunk")
     assert about["commit"] and about["versions"]["torch"] and "--steps" in about["command"]
     for name in ("curves.png", "hypotheses.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG") and (out / name).stat().st_size > 10_000
+        picture = (out / name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     assert [p for p in out.glob("events.out.tfevents*") if p.stat().st_size > 500]
     rows = read_log(out)
-    assert [r["step"] for r in rows] == [50, 60, 60] and 0 <= rows[-1]["score_low"] <= rows[-1]["score"] <= 1
     with open(out / "log.csv") as f:
-        assert [float(r["loss"] or 0) for r in csv.DictReader(f)] == [r.get("loss", 0) for r in rows]
-    assert set(load_torch(out / "state.pt")["snapshots"]) == {0, 30, 60}
+        losses = [float(r["loss"] or 0) for r in csv.DictReader(f)]
+    assert losses == [r.get("loss", 0) for r in rows]
+    assert {"best", "mean", "diversity", "s", "force_0.2", "grad", "lr"} <= set(rows[0])
+    assert set(state_of(out)["snapshots"]) == {0, 30, 60}
     assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_last_line(finished):
+    """The score is the log's, and the line names the policy, which can be loaded."""
+    out, printed = finished
+    rows = read_log(out)
+    assert [r["step"] for r in rows] == [50, 60, 60]
+    score = rows[-1]["score"]
+    assert 0 <= rows[-1]["score_low"] <= score <= 1
     last = printed.splitlines()[-1]
-    assert last.startswith(f"score {rows[-1]['score']:.3f} ") and str(out / "ckpt.pt") in last and "60 steps" in last
+    assert last.startswith(f"score {score:.3f} ")
+    assert str(out / "ckpt.pt") in last and "60 steps" in last
     assert Policy.load(out / "ckpt.pt", task="pusht")[1]["seed"] == 0
 
 
+# ---- two processes -------------------------------------------------------------------------------
+
+
 def sockets():
+    """Whether two processes can talk here."""
     try:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
-        return True
     except OSError:
         return False
+    return True
 
 
-def torchrun(*flags):
-    """Two processes on the CPU -> (exit code, stderr)."""
-    p = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                        ROOT / "dbp_train.py", *SMALL, *map(str, flags)], capture_output=True, text=True, timeout=600)
-    return p.returncode, p.stderr
+# What torchrun starts: dbp_train.py, with a look at what each of its processes has.
+EACH_PROCESS = """
+import os
+import sys
+
+import torch
+from torch import nn
+
+import dbp_train
+
+rank = int(os.environ["RANK"])
+kept = {}
+setup = dbp_train.setup
+
+
+def watched(args, task):
+    layer = nn.Linear(2, 1)
+    layer.weight.grad = torch.tensor([[1.0, 10.0]]) * (1 + 2 * rank)
+    layer.bias.grad = torch.tensor([4.0]) * rank
+    dbp_train.average_gradients(layer, int(os.environ["WORLD_SIZE"]))
+    kept["averaged"] = [layer.weight.grad, layer.bias.grad]
+    made = setup(args, task)
+    kept["policy"] = made[1]
+    return made
+
+
+dbp_train.setup = watched
+dbp_train.train(dbp_train.parse(sys.argv[2:]))
+kept["weights"] = kept.pop("policy").state_dict()
+torch.save(kept, f"{sys.argv[1]}/rank{rank}.pt")
+"""
+
+
+def torchrun(folder, *flags):
+    """EACH_PROCESS by torchrun in two processes on the CPU -> what each of them had at the end."""
+    script = folder / "each_process.py"
+    script.write_text(EACH_PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", 2, script, folder, *SMALL, *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return [load_torch(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def in_one_process(args, ranks):
+    """The weights that a training comes to whose gradient is the mean over these ranks' shares.
+
+    args: the flags as a run resolves them. The two ranks take every other window of a batch each.
+    """
+    windows, policy, _, opt, _, _ = dbp_train.setup(args, PUSHT)
+    per_epoch = len(windows) // args.batch
+    for step in range(args.steps):
+        epoch, j = divmod(step, per_epoch)
+        i = windows.order(epoch, args.seed)[j * args.batch : (j + 1) * args.batch]
+        for rank in ranks:
+            obs, action = windows.batch(i[rank::2])
+            seed = (args.seed * 10_000_019 + step) * 2 + rank
+            generator = torch.Generator().manual_seed(seed)
+            pos = policy.norm_action(action)
+            loss, _ = dbp_train.dbp_loss(policy, obs, pos, args, generator)
+            (loss / len(ranks)).backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+        opt.param_groups[0]["lr"] = args.lr * lr_factor(step, args.steps, args.warmup, "cosine")
+        opt.step()
+        opt.zero_grad()
+    return policy.state_dict()
 
 
 @pytest.mark.skipif(not sockets(), reason="no sockets here: two processes cannot talk")
 def test_two_processes(tmp_path, steps=5):
-    """17 windows in batches of 4: a last batch of a single one would leave the second process with nothing."""
-    write_demos(tmp_path / "d.npz", lengths=(24,))
-    assert len(Chunks(load(TASKS["pusht"], tmp_path / "d.npz"), 2, 16, 8)) == 17
-    code, err = torchrun("--data", tmp_path / "d.npz", "--out", tmp_path / "r", "--steps", steps, "--batch", 4)
-    assert code == 0, "\n".join(x for x in err.splitlines() if "Error" in x)
-    rows, state = read_log(tmp_path / "r"), load_torch(tmp_path / "r" / "state.pt")
-    assert state["step"] == steps and [r["step"] for r in rows] == [steps, steps]       # one process logs
-    assert all(torch.isfinite(w).all() for w in state["weights"].values()), "weights are NaN"
+    """Two processes of torchrun train one policy: that of the mean gradient of both shares.
+
+    There are 17 windows in batches of 4: a last batch of a single one would leave the second
+    process with nothing.
+    """
+    data = write_demos(tmp_path / "d.npz", lengths=(24,))
+    assert len(Windows(load(PUSHT, data), 2, 16, 8)) == 17
+    flags = ["--data", data, "--out", tmp_path / "r", "--steps", steps, "--batch", 4]
+    args = parsed(*flags)
+    dbp_train.resolve(args)
+    ranks = torchrun(tmp_path, *flags)
+    for kept in ranks:
+        weight, bias = kept["averaged"]  # of (1, 10) and (3, 30), and of 0 and 4
+        assert weight.tolist() == [[2.0, 20.0]] and bias.tolist() == [2.0]
+    weights = ranks[0]["weights"]
+    assert same(weights, ranks[1]["weights"])
+
+    wanted = in_one_process(args, (0, 1))
+    alone = in_one_process(args, (0,))
+    for name, w in weights.items():
+        torch.testing.assert_close(w, wanted[name], rtol=0, atol=1e-6)
+    assert max((w - alone[name]).abs().max().item() for name, w in weights.items()) > 1e-4
+
+    state = state_of(tmp_path / "r")
+    assert state["step"] == steps and same(dict(state["weights"]), dict(weights))
+    rows = read_log(tmp_path / "r")
+    assert [r["step"] for r in rows] == [steps, steps]  # one process logs: a row and a score
     assert all(math.isfinite(v) for v in rows[0].values()), rows[0]
 
 
-# ---- bad input
+def test_what_processes_cannot_share():
+    """A batch smaller than their number, and the memory."""
+    windows = range(17)
+    check_shares(Namespace(batch=32, memory=3), windows, 1)
+    check_shares(Namespace(batch=2, memory=None), windows, 2)
+    with pytest.raises(BadInput, match="2 processes cannot share a batch of 1: raise --batch"):
+        check_shares(Namespace(batch=1, memory=None), windows, 2)
+    with pytest.raises(BadInput, match="18 processes cannot share a batch of 17"):
+        check_shares(Namespace(batch=32, memory=None), windows, 18)
+    with pytest.raises(BadInput, match="--memory is of one process"):
+        check_shares(Namespace(batch=4, memory=3), windows, 2)
 
-def one_line(capsys):
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+def refused(capsys, *flags):
+    """The one line that dbp_train.py refuses these flags with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        train(*flags)
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
     return err
 
 
 def poisoned(path, **change):
+    """Demonstrations with some arrays replaced."""
     with np.load(write_demos(path)) as f:
-        a = {**f, **change}
-    save_npz(path, **a)
-    return path
+        arrays = {**f, **change}
+    save_npz(path, **arrays)
+
+
+def empty(path):
+    """Demonstrations without a single step."""
+    nothing = np.zeros(0, int)
+    poisoned(path, state=np.zeros((0, 5)), action=np.zeros((0, 2)), episode_ends=nothing)
 
 
 BAD_DATA = {
-    "missing": (lambda p: p, "no such file"),
+    "missing": (lambda p: None, "no such file"),
     "garbage": (lambda p: p.write_bytes(b"hello"), "damaged"),
     "cut": (lambda p: p.write_bytes(write_demos(p).read_bytes()[:700]), "damaged"),
     "nan": (lambda p: poisoned(p, action=np.full((96, 2), np.nan)), "NaN"),
     "wide": (lambda p: poisoned(p, action=np.zeros((96, 3))), "(96, 3)"),
-    "empty": (lambda p: poisoned(p, state=np.zeros((0, 5)), action=np.zeros((0, 2)),
-                                episode_ends=np.zeros(0, int)), "empty"),
+    "empty": (empty, "empty"),
     "short": (lambda p: write_demos(p, lengths=(5, 6)), "6 steps"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_DATA)
 def test_bad_data(tmp_path, quick, capsys, name):
+    """Each costs one line, and no run folder is made."""
     make, word = BAD_DATA[name]
     make(tmp_path / "bad.npz")
-    with pytest.raises(SystemExit) as e:
-        train("--data", tmp_path / "bad.npz", "--out", tmp_path / "r", "--steps", 2)
-    assert e.value.code == 2 and word in one_line(capsys) and not (tmp_path / "r").exists()
+    flags = ["--data", tmp_path / "bad.npz", "--out", tmp_path / "r", "--steps", 2]
+    assert word in refused(capsys, *flags) and not (tmp_path / "r").exists()
 
 
 BAD_FLAGS = [
-    ("--T-a 16", "Eq. 23"), ("--T-o 17", "Eq. 23"), ("--T-p 8", "Eq. 23"), ("--T-a 0", "T"),
+    # horizons, task, data
+    ("--T-a 16", "Eq. 23"),
+    ("--T-o 17", "Eq. 23"),
+    ("--T-p 8", "Eq. 23"),
+    ("--T-a 0", "each must be at least 1"),
     ("--T-p 15", "multiple of 2"),
-    ("--T-p 14 --dims 8 16 16", "multiple of 4"), ("--task chess", "unknown task"), ("--demos 0", "3 episodes"),
+    ("--T-p 14 --dims 8 16 16", "multiple of 4"),
+    ("--task chess", "unknown task"),
+    ("--demos 0", "3 episodes"),
     ("--demos 4", "3 episodes"),
-    ("--init none.pt", "none.pt: no such file"), ("--init junk.pt", "junk.pt"),
+    # files
+    ("--init none.pt", "none.pt: no such file"),
+    ("--init junk.pt", "junk.pt"),
     ("--init state.pt", "not a policy checkpoint"),
-    ("--init big.pt", "big.pt"), ("--init chess.pt", "chess"), ("--resume --out nowhere", "state.pt: no such file"),
-    ("--resume --dims 16 16", "--dims"), ("--resume", "--steps 1, not 2"),
-    ("--resume --seed 7 --steps 1", "--seed 0, not 7"), ("--dims abc", "abc"), ("--dims 8 12", "multiple of 8"),
+    ("--init big.pt", "big.pt"),
+    ("--init chess.pt", "chess"),
+    ("--out demos.npz", "demos.npz"),
+    # a run that is there already
+    ("", "r holds a run"),
+    ("--resume --out nowhere", "state.pt: no such file"),
+    ("--resume --out foreign", "state.pt"),
+    ("--resume --dims 16 16", "--dims"),
+    ("--resume", "--steps 1, not 2"),
+    ("--resume --seed 7 --steps 1", "--seed 0, not 7"),
+    ("--resume --memory 3 --steps 1", "--memory 0, not 3"),
+    # network and device
+    ("--dims abc", "abc"),
+    ("--dims 8 12", "multiple of 8"),
     ("--dims 0", "multiple of 8"),
-    ("--dims auto 8", "auto"), ("--device nonsense", "--device nonsense"), ("--device cuda:99", "--device cuda:99"),
-    ("--epochs 2", "one of"), ("--minutes 2", "one of"), ("--epochs 2 --minutes 2", "one of"),
-    ("--temp 0", "--temp"), ("--temp 0.2 -1", "--temp"), ("--K 0", "--K"), ("--batch 0", "--batch"),
+    ("--dims auto 8", "auto"),
+    ("--device nonsense", "--device nonsense"),
+    ("--device cuda:99", "--device cuda:99"),
+    # lengths
+    ("--epochs 2", "one of"),
+    ("--minutes 2", "one of"),
+    ("--epochs 2 --minutes 2", "one of"),
+    ("--steps 0", "--steps"),
+    ("--steps -3", "--steps"),
+    # numbers
+    ("--temp 0", "--temp"),
+    ("--temp 0.2 -1", "--temp"),
+    ("--temp nan", "--temp"),
+    ("--K 0", "--K"),
+    ("--batch 0", "--batch"),
     ("--save-every 0", "--save-every"),
-    ("--episodes 0", "--episodes"), ("--steps 0", "steps"), ("--steps -3", "steps"), ("--seed -1", "seed"),
-    ("--lr -1", "lr"), ("--spread -1", "spread"), ("--memory -1", "memory"), ("--positives 0", "positives"),
-    ("--positives 9 --demos 1", "too few windows"), ("--temp-start 0", "temp-start"),
-    ("--betas 2 3", "betas"), ("--temp nan", "temp"), ("--out demos.npz", "demos.npz"),
-    ("--resume --out foreign", "state.pt"), ("", "r holds a run"),
+    ("--episodes 0", "--episodes"),
+    ("--seed -1", "--seed"),
+    ("--lr -1", "--lr"),
+    ("--max-grad-norm 0", "--max-grad-norm"),
+    ("--spread -1", "--spread"),
+    ("--memory -1", "--memory"),
+    ("--betas 2 3", "--betas"),
+    # flags that the method does not use
+    ("--method bc --K 16", "--K is not used by --method bc: leave it out"),
+    ("--method bc --temp 0.5", "--temp is not used by --method bc"),
+    ("--method bc --mode chunk", "--mode is not used by --method bc"),
+    ("--method bc --memory 4", "--memory is not used by --method bc"),
+    ("--method bc --spread 1", "--spread is not used by --method bc"),
+    ("--method diffusion --memory 4", "--memory is not used by --method diffusion"),
+    ("--method diffusion --spread 1", "--spread is not used by --method diffusion"),
+    ("--method meanflow --mode step", "--mode is not used by --method meanflow"),
+    ("--method meanflow --temp 0.2", "--temp is not used by --method meanflow"),
 ]
 
 
-@pytest.mark.parametrize("flags,word", BAD_FLAGS, ids=[f for f, _ in BAD_FLAGS])
-def test_bad_flags(tmp_path, demos, quick, monkeypatch, capsys, flags, word):
-    """Each costs one line and exit code 2, and a run that lies in the folder stays as it was."""
-    monkeypatch.chdir(tmp_path)
-    train("--data", demos, "--out", "r", "--steps", 1)
-    Path("junk.pt").write_bytes(b"junk")
-    shape = Policy.load("r/ckpt.pt")[0].shape
-    Policy({**shape, "dims": [16, 16]}).save("big.pt")
-    Policy({**shape, "task": "chess"}).save("chess.pt")
-    Path("state.pt").write_bytes(Path("r/state.pt").read_bytes())
-    save_torch("foreign/state.pt", {"some": torch.zeros(3)})
-    kept = {p.name: p.read_bytes() for p in Path("r").iterdir()}
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as e:
-        train("--data", demos, "--out", "r" if "--resume" in flags or not flags else "new", "--steps", 2, *flags.split())
-    assert e.value.code == 2 and word in one_line(capsys)
-    assert not Path("new").exists()
-    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == kept and not Path("nowhere").exists()
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with demonstrations, a run `r` of one step, and files that are no checkpoints."""
+    folder = tmp_path_factory.mktemp("workplace")
+    data = write_demos(folder / "demos.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("curves", "hypotheses_figure"):
+            patch.setattr(dbp_train, name, lambda *a: None)
+        patch.setattr(dbp_train.Report, "score", lambda self, step: None)
+        train("--data", data, "--out", folder / "r", "--steps", 1)
+    (folder / "junk.pt").write_bytes(b"junk")
+    shape = Policy.load(folder / "r" / "ckpt.pt")[0].shape
+    Policy({**shape, "dims": [16, 16]}).save(folder / "big.pt")
+    Policy({**shape, "task": "chess"}).save(folder / "chess.pt")
+    shutil.copy(folder / "r" / "state.pt", folder / "state.pt")
+    save_torch(folder / "foreign" / "state.pt", {"some": torch.zeros(3)})
+    return folder
+
+
+def contents(folder):
+    """{path: bytes} of all files in a folder."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("flags, word", BAD_FLAGS, ids=[f for f, _ in BAD_FLAGS])
+def test_bad_flags(workplace, monkeypatch, capsys, flags, word):
+    """Each costs one line and exit code 2; no file appears, and none changes."""
+    monkeypatch.chdir(workplace)
+    before = contents(workplace)
+    out = "r" if "--resume" in flags or not flags else "new"
+    given = ["--data", "demos.npz", "--out", out, "--steps", 2, *flags.split()]
+    assert word in refused(capsys, *given)
+    assert contents(workplace) == before and not Path("new").exists()
 
 
 def test_bad_input_as_a_user_sees_it(tmp_path, demos):
-    for flags, word in ((["--data", tmp_path / "none.npz"], "no such file"), (["--data", demos, "--dims", "abc"], "abc")):
-        code, out, err = cli("dbp_train.py", *SMALL, "--out", tmp_path / "r", "--steps", 2, *flags)
+    """From the command line: one line on stderr, exit code 2, no traceback."""
+    for flags, word in (
+        (["--data", tmp_path / "none.npz"], "no such file"),
+        (["--data", demos, "--dims", "abc"], "abc"),
+    ):
+        code, _, err = cli("dbp_train.py", *SMALL, "--out", tmp_path / "r", "--steps", 2, *flags)
         assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and word in err
     assert not (tmp_path / "r").exists()
 
 
 def test_flags_are_not_abbreviated(capsys):
+    assert "unrecognized arguments: --epis 3" in refused(capsys, "--epis", 3)
+
+
+# ---- defaults and help ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method, K, temp, mode, memory",
+    [
+        ("dbp", 4, [0.2], "chunk", 0),
+        ("diffusion", 4, None, None, None),
+        ("meanflow", 4, None, None, None),
+        ("bc", None, None, None, None),
+    ],
+)
+def test_defaults_of_a_method(tmp_path, method, K, temp, mode, memory):
+    """A flag that the method does not use stays None, as it would be refused."""
+    args = parsed("--method", method, "--out", tmp_path / "r")
+    assert dbp_train.resolve(args) is PUSHT
+    assert (args.K, args.temp, args.mode, args.memory) == (K, temp, mode, memory)
+    assert (args.T_o, args.T_p, args.T_a) == (2, 16, 8)
+    if method not in ("dbp", "bc"):
+        args = parsed("--method", method, "--K", 2, "--out", tmp_path / "r")
+        dbp_train.resolve(args)
+        assert args.K == 2
+
+
+def test_defaults_of_a_task(tmp_path, monkeypatch):
+    """The task's horizons and its stage1 are taken, unless a flag says otherwise."""
+    own = replace(TASKS["hopper"], stage1={"K": 9, "demos": 7})
+    monkeypatch.setitem(envs.TASKS, "hopper", own)
+    args = dbp_train.parse(["--task", "hopper", "--device", "cpu", "--K", "3"])
+    dbp_train.resolve(args)
+    assert (args.T_o, args.T_p, args.T_a) == (1, 4, 4)
+    assert (args.K, args.demos) == (3, 7)
+    assert (args.steps, args.epochs, args.lr, args.dims) == (8000, None, 5e-4, [64, 128])
+    assert args.out == "runs/hopper-dbp-seed0"
+
+
+def test_help_tells_the_tasks_defaults(capsys):
+    """Flags whose default depends on the task name it for each; the examples can be typed."""
     with pytest.raises(SystemExit) as e:
-        train("--epis", 3)
-    assert e.value.code == 2 and "unrecognized" in capsys.readouterr().err
+        dbp_train.parse(["--help"])
+    assert e.value.code == 0
+    text, examples = capsys.readouterr().out.split("examples:\n")
+    text = " ".join(text.split())
+    for flag in ("T_o", "T_p", "T_a", "episodes"):
+        assert envs.defaults_of(flag) in text, flag
+    assert "{pusht: 16, locomotion: 4, " in text
+    for words in ("4 if not given; not for bc", "0.2 if not given; only for dbp"):
+        assert words in text  # what the parser's None stands for
+    lines = examples.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        python, script, *argv = shlex.split(line)
+        assert (python, script) == ("python", "dbp_train.py") and dbp_train.parse(argv).task
