@@ -46,6 +46,7 @@ SMALL_DIMS = (64, 128, 256)  # on a CPU (note 3)
 TINY_DIMS = (64, 128)  # on a CPU, for chunks of fewer than 8 steps
 DBP_DEFAULTS = {"K": 4, "temp": [0.2], "mode": "chunk", "spread": 0.0, "memory": 0}
 DBP_ONLY = ("temp", "mode", "spread", "memory")  # the flags that no other method uses
+LENGTHS = ("epochs", "steps", "minutes")  # flags that say how long to train
 LOG_EVERY = 50  # steps
 SNAPSHOT_STEPS = (0, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)  # of hypotheses.png
 FREE_ON_RESUME = {
@@ -582,10 +583,9 @@ def parse(argv=None):
     g.add_argument(
         "--dims",
         nargs="+",
-        default=["auto"],
         metavar="C",
-        help="U-Net channels per level; auto is 512 1024 2048 (the paper's) on a GPU, and on a CPU "
-        "64 128 256, or 64 128 if T_p < 8",
+        help="U-Net channels per level; auto, the default, is 512 1024 2048 (the paper's) on a "
+        "GPU, and on a CPU 64 128 256, or 64 128 if T_p < 8",
     )
 
     g = p.add_argument_group("beyond the paper (only for dbp, off if not given)")
@@ -696,15 +696,12 @@ def resolve(args):
     for k in ("T_o", "T_p", "T_a"):
         if getattr(args, k) is None:
             setattr(args, k, getattr(task, k))
-    for k, value in task.stage1.items():
-        if getattr(args, k) is None:
-            setattr(args, k, value)
     check_horizons(args.T_o, args.T_p, args.T_a)
-    fill_method(args)
+    fill_defaults(args, task)
     check_ranges(args)
     check_device(args.device)
     gpu = torch.device(args.device).type != "cpu"
-    args.dims = chosen_dims(args.dims, gpu, args.T_p)
+    args.dims = chosen_dims(args.dims or ["auto"], gpu, args.T_p)
     if args.lr is None:
         args.lr = 1e-4 if max(args.dims) >= 1024 else 5e-4
     if args.epochs is args.steps is args.minutes is None:
@@ -717,16 +714,19 @@ def resolve(args):
     return task
 
 
-def fill_method(args):
-    """Give the method's flags their defaults; refuse those that the method does not use."""
+def fill_defaults(args, task):
+    """Give flags the task's or the method's defaults; refuse those that the method does not use."""
     unused = ()
     if args.method == "bc":
         unused = ("K", *DBP_ONLY)
     elif args.method != "dbp":
         unused = DBP_ONLY
     refuse_flags(args, unused, f"--method {args.method}")
-    for k, value in DBP_DEFAULTS.items():
-        if k not in unused and getattr(args, k) is None:
+    skipped = set(unused)
+    if any(getattr(args, k) is not None for k in LENGTHS):
+        skipped.update(LENGTHS)  # the length that was given counts, not the task's
+    for k, value in {**DBP_DEFAULTS, **task.stage1}.items():
+        if k not in skipped and getattr(args, k) is None:
             setattr(args, k, value)
 
 
@@ -748,11 +748,11 @@ def check_ranges(args):
         "episodes",
     )
     for k in ("seed", "warmup", "eval_every", "weight_decay", "spread", "memory"):
-        if (getattr(args, k) or 0) < 0:
-            raise BadInput(f"--{k.replace('_', '-')} must not be below 0")
+        if not 0 <= (getattr(args, k) or 0) < math.inf:
+            raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
     if not all(0 <= b < 1 for b in (*args.betas, args.ema)):
         raise BadInput(f"--betas {args.betas} and --ema {args.ema} must lie in [0, 1)")
-    if sum(x is not None for x in (args.epochs, args.steps, args.minutes)) > 1:
+    if sum(getattr(args, k) is not None for k in LENGTHS) > 1:
         raise BadInput("give one of --epochs, --steps, --minutes")
 
 

@@ -1,10 +1,10 @@
 """Stage 2, DBPO: PPO with exact likelihoods on a pretrained one-step policy.
 
-Source: arXiv 2604.03540, Eqs. 12-17, 43-57; the equations themselves are in dbpo_loss.py. The
-checkpoint names its task. Every iteration collects chunks with noise, computes advantages, and
-updates critic and actor. What comes out is an ordinary policy that acts with its mean, in one
-forward pass. The run folder gets ckpt.pt (the last policy), best.pt, state.pt (for --resume), logs
-and curves.png.
+Source: arXiv 2604.03540, Eqs. 12-17, 43-57. The equations are in dbpo_loss.py, the reward and the
+roll-out in dbpo_rollout.py. The checkpoint names its task. Every iteration collects chunks with
+noise, computes advantages, and updates critic and actor. What comes out is an ordinary policy that
+acts with its mean, in one forward pass. The run folder gets ckpt.pt (the last policy), best.pt,
+state.pt (for --resume), logs and curves.png.
 """
 
 import copy
@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae, log_prob
+from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae
+from dbpo_rollout import apply, collect, leaves, make_buffer, take
 from envs import Simulators, defaults_of, task_named
 from evaluate import evaluate, line, log_score
 from policy import Policy
@@ -50,165 +51,6 @@ FREE_ON_RESUME = {
     "episodes",
     "one_process",
 }
-
-
-# ---- the reward ---------------------------------------------------------------------------------
-
-
-def chunk_reward(rewards, before, score, gamma):
-    """The reward of a chunk from its primitive rewards (N, T_a), NaN after an end -> (N,).
-
-    Where the task's score is a sum of rewards, it is their sum. Where it is the highest reward
-    reached, it is the reward's gain since the step before the chunk, before (N,), NaN at an
-    episode's start: the gains add up to the coverage at the end, and ending an episode by success
-    costs nothing (note 23). gamma discounts inside the chunk.
-    """
-    if score == "max":
-        rewards = np.diff(rewards, prepend=before[:, None])
-    return np.nansum(rewards * gamma ** np.arange(rewards.shape[1]), axis=1)
-
-
-def reward_of(stepped, obs, task, args):
-    """What PPO is given for a chunk: (N,). stepped: envs.Stepped; obs: the observations before it.
-
-    The chunk's own reward, a bonus for ending an episode by success, and the task's potential as a
-    difference, which leaves the best policy the best (Ng, Harada and Russell, 1999).
-    """
-    reward = chunk_reward(stepped.rewards, stepped.before, task.score, args.inner_gamma)
-    reward += args.success_bonus * (stepped.terminated & stepped.success)
-    if args.shaping:
-        after = args.shaping * task.potential(latest(stepped.obs))
-        reward += args.gamma * after - args.shaping * task.potential(latest(obs))
-    return reward
-
-
-def latest(obs):
-    """The newest frame of observations {name: (N, T_o, ...)}."""
-    return {name: y[:, -1] for name, y in obs.items()}
-
-
-# ---- the roll-out -------------------------------------------------------------------------------
-
-
-def apply(f, tree):
-    """f of every tensor in a dict that may hold dicts, such as a buffer."""
-    return {k: apply(f, v) if isinstance(v, dict) else f(v) for k, v in tree.items()}
-
-
-def take(tree, i):
-    """The samples i (indices or a slice) of every tensor in a dict that may hold dicts."""
-    return apply(lambda v: v[i], tree)
-
-
-def leaves(tree):
-    """All tensors of a dict that may hold dicts."""
-    for v in tree.values():
-        if isinstance(v, dict):
-            yield from leaves(v)
-        else:
-            yield v
-
-
-def make_buffer(policy, S, N):
-    """The tensors of a roll-out, each number once, time first (S, N, ...); pictures stay uint8."""
-
-    def zeros(*size, dtype=torch.float32):
-        return torch.zeros(S, N, *size, dtype=dtype, device=policy.device)
-
-    obs = {
-        name: zeros(policy.T_o, *spec["shape"], dtype=getattr(torch, spec["dtype"]))
-        for name, spec in policy.specs.items()
-    }
-    return {
-        "obs": obs,
-        "z": zeros(policy.T_p, policy.D_a),
-        "a": zeros(policy.T_a, policy.D_a),
-        "ran": zeros(policy.T_a),
-        "anchor": zeros(policy.T_p, policy.D_a),
-        "log_prob": zeros(),
-        "reward": zeros(),
-        "next_value": zeros(),
-        "ended": zeros(),
-    }
-
-
-@torch.no_grad()
-def collect(actor, critic, frozen, sims, buffer, task, args, generator):
-    """Fill the buffer (Eq. 47): z, then a, both kept; only what the simulator gets is clipped.
-
-    frozen: the Stage-1 policy that gives the anchor's chunks, or None. Returns the scores of the
-    episodes that ended, and the seconds spent in the simulator.
-    """
-    policy = actor.policy
-    low = sims.env.single_action_space.low
-    high = sims.env.single_action_space.high
-    scores = []
-    truncated_at = []  # (t, n, observation): where an episode was cut off and what was seen last
-    simulator_s = 0.0
-
-    def numbers(x):
-        return torch.as_tensor(x, dtype=torch.float32, device=policy.device)
-
-    for t in range(len(buffer["z"])):
-        before = sims.obs
-        obs = policy.tensors(before)
-        z = policy.latent(len(sims.seeds), generator=generator)
-        mu, log_sigma = actor(obs, z)
-        mu = policy.executed(mu)
-        noise = torch.randn(mu.shape, device=policy.device, generator=generator)
-        a = mu + log_sigma.exp() * noise  # Eqs. 12, 46
-        chunk = np.clip(policy.norm_action.inverse(a).cpu().numpy(), low, high)
-        t0 = time.perf_counter()
-        stepped = sims.step(chunk)
-        simulator_s += time.perf_counter() - t0
-
-        ran = numbers(stepped.ran)
-        for name, y in obs.items():
-            buffer["obs"][name][t] = y
-        buffer["z"][t] = z
-        buffer["a"][t] = a
-        buffer["ran"][t] = ran
-        buffer["log_prob"][t] = log_prob(a, mu, log_sigma, ran)
-        buffer["reward"][t] = numbers(reward_of(stepped, before, task, args))
-        buffer["ended"][t] = numbers(stepped.terminated | stepped.truncated)
-        scores.extend(stepped.scores)
-        for n in np.flatnonzero(stepped.truncated & ~stepped.terminated):
-            truncated_at.append((t, n, {name: y[n] for name, y in stepped.obs.items()}))
-
-    add_values(buffer, critic, policy, sims.obs, truncated_at, args.minibatch_size)
-    if frozen is not None:
-        add_anchor(buffer, frozen, args.minibatch_size)
-    return scores, simulator_s
-
-
-def pieces(tree, size):
-    """A buffer's samples, flattened over time and simulators, `size` at a time."""
-    flat = apply(lambda v: v.flatten(0, 1), tree)
-    for start in range(0, len(next(leaves(flat))), size):
-        yield take(flat, slice(start, start + size))
-
-
-def add_values(buffer, critic, policy, obs_after, truncated_at, size):
-    """Fill in V of every observation, and of the one that followed (note 22).
-
-    next_value is 0 where an episode terminated, and the value of its true last observation where it
-    was truncated. obs_after: what is seen after the last step.
-    """
-    values = [critic(piece) for piece in pieces(buffer["obs"], size)]
-    buffer["value"] = torch.cat(values).view_as(buffer["reward"])
-    after = critic(policy.tensors(obs_after))[None]
-    buffer["next_value"] = torch.cat([buffer["value"][1:], after]) * (1 - buffer["ended"])
-    if truncated_at:
-        t, n, seen = zip(*truncated_at)
-        last = {name: np.stack([obs[name] for obs in seen]) for name in seen[0]}
-        buffer["next_value"][list(t), list(n)] = critic(policy.tensors(last))
-
-
-def add_anchor(buffer, frozen, size):
-    """Fill in the chunks of the frozen policy for the same observations and latents (Eq. 54)."""
-    tree = {"obs": buffer["obs"], "z": buffer["z"]}
-    chunks = [frozen(piece["obs"], piece["z"]) for piece in pieces(tree, size)]
-    buffer["anchor"].flatten(0, 1).copy_(torch.cat(chunks))
 
 
 # ---- the update ---------------------------------------------------------------------------------

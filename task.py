@@ -93,7 +93,7 @@ class Task:
     draw: Callable = None  # (figure, episodes): a picture of the demonstrations
 
     # What the trainers take where a flag is not given, and what the paper reports.
-    stage1: dict = field(default_factory=dict)  # flags of dbp_train.py
+    stage1: dict = field(default_factory=dict)  # flags of dbp_train.py that have no fixed default
     stage2: dict = field(default_factory=dict)  # flags of dbpo_ppo.py; PPO_DEFAULTS are added
     paper: dict = field(default_factory=dict)  # method -> the paper's figure
 

@@ -27,19 +27,17 @@ import evaluate
 import runs
 from conftest import ROOT, cli, write_demos
 from dbpo_loss import Actor, Critic, actor_loss, critic_loss, gae, log_prob
-from dbpo_ppo import (
-    anchor_weight,
+from dbpo_ppo import anchor_weight, learning_rates, noise_shift, update
+from dbpo_rollout import (
     apply,
     chunk_reward,
     collect,
-    learning_rates,
+    latest,
     leaves,
     make_buffer,
-    noise_shift,
     pieces,
     reward_of,
     take,
-    update,
 )
 from drift import chunk_loss
 from envs import TASKS, Simulators, Stepped
@@ -263,7 +261,7 @@ def test_shaping_telescopes():
             before = sims.obs
             stepped = sims.step(rng.uniform(0, 512, (3, 8, 2)).astype(np.float32))
             pay[shaping] += reward_of(stepped, before, task, args)
-    gain = potential(dbpo_ppo.latest(stepped.obs)) - potential(dbpo_ppo.latest(start))
+    gain = potential(latest(stepped.obs)) - potential(latest(start))
     np.testing.assert_allclose(pay[2.0] - pay[0.0], 2 * gain, atol=1e-6)
     assert np.abs(gain).max() > 0.01
 

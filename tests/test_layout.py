@@ -19,7 +19,7 @@ FLOORS = (
     ("download",),
     ("baselines", "beyond", "dbpo_loss", "task_pusht", "task_locomotion", "task_clouds"),
     ("envs",),
-    ("evaluate", "toy"),
+    ("evaluate", "toy", "dbpo_rollout"),
     ("data", "modes"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "report", "figures"),
