@@ -3,8 +3,9 @@
 Source: arXiv 2604.03540, Eqs. 6-11. At every step the generator gives K hypotheses per observation
 in one call, the drifting field says where each of them should go, and the generator is fitted to
 that. The run folder gets ckpt.pt (the policy, with its EMA weights), state.pt (for --resume),
-log.jsonl, log.csv and TensorBoard files, curves.png and hypotheses.png. Under torchrun the batch is
-split over the processes; Eq. 29's scale is then that of each one's share (note 15).
+log.jsonl, log.csv and TensorBoard files, curves.png and hypotheses.png. Under torchrun every
+process takes a share of the batch; the mean distance s of Eq. 29, which couples a batch, is then
+that of a share (note 15).
 """
 
 import copy
@@ -66,24 +67,27 @@ FREE_ON_RESUME = {
 # ---- the loss and the step ----------------------------------------------------------------------
 
 
-def dbp_loss(policy, obs, pos, args, generator, further=None):
+def dbp_loss(policy, obs, pos, args, generator, past_negatives=None):
     """Stage 1's loss on a batch, and what tells progress (Eqs. 6-11).
 
-    obs {name: (B, T_o, ...)}; pos (B, T_p, D_a): the expert's chunks, normalised. further: maps the
-    hypotheses to keywords of chunk_loss (beyond.py); None is the paper's method.
+    obs {name: (B, T_o, ...)}, in data units (the policy normalises them); pos (B, T_p, D_a): the
+    expert's chunks, normalised. past_negatives: from the hypotheses to those of earlier epochs as
+    keywords of chunk_loss, which it also keeps for the next epoch (beyond.Memory); None is the
+    paper's method.
     """
     pos = pos.unsqueeze(1)  # (B, P = 1, T_p, D_a)
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=args.amp):
         x = policy.hypotheses(obs, args.K, generator=generator)  # Eqs. 6, 7  (B, K, T_p, D_a)
-    more = further(x.detach()) if further else {}
+    more = past_negatives(x.detach()) if past_negatives else {}
     loss, info = chunk_loss(x, pos, temps=args.temp, mode=args.mode, **more)  # Eqs. 8-11
 
+    # In mode "step" there is a force RMS for each of the T_p steps: the mean over them.
     force = info["force_rms"].reshape(-1, len(args.temp)).mean(0)
     forces = {f"force_{tau:g}": f for tau, f in zip(args.temp, force)}
     return loss, {"s": info["s"].mean(), **progress(x.detach(), pos), **forces}
 
 
-def baseline_loss(policy, obs, pos, args, generator, further=None):
+def baseline_loss(policy, obs, pos, args, generator, past_negatives=None):
     """The loss of another method on the same batch (baselines.py), and no figures."""
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=args.amp):
         return baselines.LOSSES[args.method](policy, obs, pos, args.K, generator), {}
@@ -91,7 +95,7 @@ def baseline_loss(policy, obs, pos, args, generator, further=None):
 
 @torch.no_grad()
 def progress(x, pos):
-    """What tells progress, as the loss cannot (Eq. 36): RMS distances per coordinate, normalised.
+    """What tells progress, as the loss cannot (note 26): RMS distances per coordinate, normalised.
 
     x (B, K, T_p, D_a), pos (B, 1, T_p, D_a). best, mean: of the hypotheses to the expert's chunk;
     diversity: of the hypotheses from their own mean.
@@ -146,6 +150,71 @@ def lr_factor(step, total, warmup, schedule):
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def train(args):
+    """Train a policy as the flags say; the run folder is args.out."""
+    task = resolve(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    world, rank = start_processes(args)
+    windows, policy, ema, opt, memory, state = setup(args, task)
+    check_shares(args, windows, world)
+    per_epoch = max(len(windows) // args.batch, 1)  # the last, smaller batch is left out
+    budget = Budget(args, per_epoch, state, world)
+    report = None
+    if rank == 0:
+        report = Report(args, task, windows, policy, ema, opt, memory, budget, state)
+    loss_of = dbp_loss if args.method == "dbp" else baseline_loss
+    generator = torch.Generator(args.device)
+    step = state["step"]
+    sums = {}
+    budget.start()
+    while budget.more(step):
+        if report and step in SNAPSHOT_STEPS and step not in report.snapshots:
+            report.snapshot(step)
+
+        # The batch, and its latents: both depend on the step alone, so that a run can be resumed.
+        epoch, j = divmod(step, per_epoch)
+        if j == 0 or step == state["step"]:
+            order = windows.order(epoch, args.seed)
+        i = order[j * args.batch : (j + 1) * args.batch][rank::world].to(args.device)
+        obs, action = windows.batch(i)  # {name: (B, T_o, ...)}, (B, T_p, D_a)
+        generator.manual_seed((args.seed * 10_000_019 + step) * world + rank)
+
+        # Hypotheses, loss, step.
+        pos = policy.norm_action(action)
+        past = functools.partial(memory.negatives, i) if memory else None
+        loss, info = loss_of(policy, obs, pos, args, generator, past)
+        loss.backward()
+        average_gradients(policy, world)
+        grad = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+        lr = args.lr * lr_factor(step, budget.total, args.warmup, args.schedule)
+        opt.param_groups[0]["lr"] = lr
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        step += 1
+        ema.update(step)
+
+        now = {"loss": loss.detach(), "grad": grad, **info}
+        sums = {k: sums[k] + v if sums else v for k, v in now.items()}
+        if step % LOG_EVERY == 0 or step == budget.total:
+            budget.tick(step)
+            if report:
+                n = (step - 1) % LOG_EVERY + 1
+                report.log(step, {k: v.item() / n for k, v in sums.items()})
+            sums = {}
+            budget.start()
+        elif report:
+            report.bar.update()
+
+    if report:
+        report.finish(step)
+    if world > 1:
+        dist.destroy_process_group()
 
 
 # ---- setting up ---------------------------------------------------------------------------------
@@ -409,70 +478,6 @@ def panels(args):
     else:
         found.insert(0, ("loss", ["loss"], "log"))
     return found
-
-
-# ---- training -----------------------------------------------------------------------------------
-
-
-def train(args):
-    """Train a policy as the flags say; the run folder is args.out."""
-    task = resolve(args)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    world, rank = start_processes(args)
-    windows, policy, ema, opt, memory, state = setup(args, task)
-    check_shares(args, windows, world)
-    per_epoch = max(len(windows) // args.batch, 1)  # the last, smaller batch is left out
-    budget = Budget(args, per_epoch, state, world)
-    report = None
-    if rank == 0:
-        report = Report(args, task, windows, policy, ema, opt, memory, budget, state)
-    loss_of = dbp_loss if args.method == "dbp" else baseline_loss
-    generator = torch.Generator(args.device)
-    step = state["step"]
-    sums = {}
-    budget.start()
-    while budget.more(step):
-        if report and step in SNAPSHOT_STEPS and step not in report.snapshots:
-            report.snapshot(step)
-
-        # The batch, and its latents: both depend on the step alone, so that a run can be resumed.
-        epoch, j = divmod(step, per_epoch)
-        if j == 0 or step == state["step"]:
-            order = windows.order(epoch, args.seed)
-        i = order[j * args.batch : (j + 1) * args.batch][rank::world].to(args.device)
-        obs, action = windows.batch(i)  # {name: (B, T_o, ...)}, (B, T_p, D_a)
-        generator.manual_seed((args.seed * 10_000_019 + step) * world + rank)
-
-        # Hypotheses, loss, step.
-        further = functools.partial(memory.negatives, i) if memory else None
-        loss, info = loss_of(policy, obs, policy.norm_action(action), args, generator, further)
-        loss.backward()
-        average_gradients(policy, world)
-        grad = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-        lr = args.lr * lr_factor(step, budget.total, args.warmup, args.schedule)
-        opt.param_groups[0]["lr"] = lr
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-        step += 1
-        ema.update(step)
-
-        now = {"loss": loss.detach(), "grad": grad, **info}
-        sums = {k: sums[k] + v if sums else v for k, v in now.items()}
-        if step % LOG_EVERY == 0 or step == budget.total:
-            budget.tick(step)
-            if report:
-                n = (step - 1) % LOG_EVERY + 1
-                report.log(step, {k: v.item() / n for k, v in sums.items()})
-            sums = {}
-            budget.start()
-        elif report:
-            report.bar.update()
-
-    if report:
-        report.finish(step)
-    if world > 1:
-        dist.destroy_process_group()
 
 
 # ---- pictures -----------------------------------------------------------------------------------

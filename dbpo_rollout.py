@@ -32,7 +32,8 @@ def reward_of(stepped, obs, task, args):
     """What PPO is given for a chunk: (N,). stepped: envs.Stepped; obs: the observations before it.
 
     The chunk's own reward, a bonus for ending an episode by success, and the task's potential as a
-    difference, which leaves the best policy the best (Ng, Harada and Russell, 1999).
+    difference, which leaves the best policy the best (Ng, Harada and Russell, 1999). Before the
+    update all rewards are divided by the running deviation of the return (note 11).
     """
     reward = chunk_reward(stepped.rewards, stepped.before, task.score, args.inner_gamma)
     reward += args.success_bonus * (stepped.terminated & stepped.success)

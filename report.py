@@ -595,6 +595,11 @@ def multimodal(results):
     yield picture(
         "plans of four methods at the fork and at four states of Push-T", "results/multimodal.png"
     )
+    drawn = results.rows("multimodal_plans.csv")
+    if drawn:
+        steps = listed([f"{NAMES[r['method']]} {r['steps']}" for r in drawn])
+        yield paragraph(f"""The picture shows policies with seed {drawn[0]["seed"]}, which were
+            trained on Push-T for these numbers of steps: {steps}.""")
     none = [
         f"{mean(select(rows, task='fork', setting=m), 'on_none'):.0%}".replace("%", " %")
         for m in ("dbp", "diffusion", "meanflow")

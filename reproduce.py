@@ -436,13 +436,17 @@ def multimodal(args):
     table = Path(args.results, MULTIMODAL[0].result)
     rows = []
     plans = {}
+    drawn_runs = []  # what the picture shows: the first seed of each method
     chosen = [e for e in MULTIMODAL if e.name in args.methods]
     for experiment, seed in itertools.product(chosen, args.seeds):
         found, drawn = modes_of(experiment, seed, args)
         rows += [{**row, **about()} for row in found]
         if seed == args.seeds[0]:
             plans[experiment.name] = drawn
+            steps = pusht_run(experiment, seed, args)[1][-1]["step"]
+            drawn_runs.append({"method": experiment.name, "seed": seed, "steps": steps, **about()})
     write_csv(table, rows)
+    write_csv(table.with_name("multimodal_plans.csv"), drawn_runs)
     modes.save_plans(table.with_name("multimodal_plans.npz"), plans)
     print(modes_table(rows, args.methods))
 

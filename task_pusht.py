@@ -218,8 +218,9 @@ PUSHT = Task(
     sha256=SHA256,
     optional=("data/img", "data/n_contacts"),
     draw=draw,
-    # Stage 2, per chunk of 8 steps. The noise shrinks over the second half (note 12), the reward is
-    # the coverage gained (note 23).
+    # Stage 2, per chunk of 8 steps: 38 chunks are an episode of 300 steps, and a minibatch is a
+    # quarter of the 150 x 38 samples. The noise shrinks over the second half (note 12), the reward
+    # is the coverage gained (note 23).
     stage2={
         "num_envs": 150,
         "num_steps": 38,

@@ -56,6 +56,10 @@ class UNet1d(nn.Module):
 
     D_a: the action's size; cond_dim: the size C of the condition; dims: the channels per level.
     Each level but the last halves T, so T_p must be a multiple of 2 ** (len(dims) - 1).
+
+    Another network in its place needs forward, check_horizon and weigh_latent (policy.py,
+    baselines.py), and embed and generate, whose feature h Stage 2 reads its noise off
+    (dbpo_loss.Actor).
     """
 
     def __init__(self, D_a, cond_dim, dims=(512, 1024, 2048)):
