@@ -556,10 +556,27 @@ def converged(results):
     yield made(command, rows) + f" {more}"
     yield methods_table(rows, FRESH)
     yield picture("score by method after 20,000 steps", "results/pusht_converged.png")
+    curve = results.rows("pusht_converged_curve.csv")
+    if curve:
+        yield paragraph("""On the 50 standard starts over training, which chose nothing
+            (`results/pusht_converged_curve.csv`):""")
+        yield table(
+            "Method | Seed | Step | Score | Success",
+            [
+                [NAMES[r["method"]], r["seed"], r["step"], *scored(r), f"{float(r['success']):.2f}"]
+                for r in curve
+            ],
+        )
     yield bullets(
         *(v.line() for v in verdicts("pusht_converged", results)),
         *(against(rows, m, n, FRESH) for m, n in (("diffusion", 10), ("bc", 1))),
     )
+
+
+def scored(row):
+    """The score of one evaluation with its interval over episodes, as a list of one cell."""
+    score, low, high = (float(row[k]) for k in ("score", "score_low", "score_high"))
+    return [f"{score:.3f} [{low:.3f}, {high:.3f}]"]
 
 
 def latency(results):
