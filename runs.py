@@ -159,11 +159,30 @@ def flags_of(args):
 def atomic(path, write):
     """Write a file so that path holds the old content or the new, never half of it.
 
-    write(file) fills a temporary file beside path, which is synced to the disk and then renamed.
+    write(file) fills a temporary file, which is synced to the disk and then renamed. It lies beside
+    the file that path names, which is behind a symbolic link where path is one. What is no file or
+    folder, such as /dev/stdout or a pipe, is written to as it is. Raises BadInput if the system
+    refuses: then the old content is still there.
     """
-    path = Path(path)
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            _write_through(path, write)
+        else:
+            _replace(Path(os.path.realpath(path)), write)
+    except Exception as e:
+        refused = _system_error(e)
+        if refused is None:
+            raise
+        reason = refused.strerror or refused
+        raise BadInput(
+            f"{path} cannot be written ({reason}): name another place, or make room there"
+        ) from e
+
+
+def _replace(path, write):
+    """Write a temporary file beside path, and rename it to path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(fd, "wb") as f:
             write(f)
@@ -174,6 +193,21 @@ def atomic(path, write):
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _write_through(path, write):
+    """Write to a device or a pipe, which cannot seek, in one piece."""
+    content = io.BytesIO()
+    write(content)
+    with open(path, "wb") as f:
+        f.write(content.getvalue())
+
+
+def _system_error(e):
+    """The OSError that an exception is, or was raised over: torch wraps that of a full disk."""
+    while e is not None and not isinstance(e, OSError):
+        e = e.__context__
+    return e
 
 
 def save_torch(path, state):

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import resource
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,53 @@ def test_atomic_shows_no_half_file(tmp_path):
 
     atomic(path, write)
     assert seen == [b"old"] and path.read_bytes() == b"new"
+
+
+def test_atomic_leaves_devices_and_links_alone(tmp_path):
+    """A pipe gets the bytes and stays a pipe; a link stays a link, and its file is replaced."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    atomic(pipe, lambda f: f.write(b"hello"))
+    assert os.read(reader, 10) == b"hello" and pipe.is_fifo()
+    os.close(reader)
+
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(Path("real") / "file")  # dangling at first
+    for content in (b"old", b"new"):
+        atomic(link, lambda f, content=content: f.write(content))
+        assert link.is_symlink() and (tmp_path / "real" / "file").read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "real"]
+    assert os.listdir(tmp_path / "real") == ["file"]
+
+
+def test_a_write_that_the_system_refuses_is_bad_input(tmp_path):
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(BadInput, match="/dev/full cannot be written"):
+            atomic(full, lambda f: f.write(b"x"))
+        assert full.is_char_device()
+    (tmp_path / "file").write_bytes(b"old")
+    for path in (tmp_path, tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(BadInput, match="cannot be written"):
+            atomic(path, lambda f: f.write(b"x"))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
+    """torch wraps the system's error in one of its own; a limit on file sizes stands in for it."""
+    path = tmp_path / "x.pt"
+    save_torch(path, {"w": torch.zeros(3)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(BadInput, match="cannot be written"):
+            save_torch(path, {"w": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_torch(path)["w"].shape == (3,)
+    assert os.listdir(tmp_path) == ["x.pt"]
 
 
 def test_save_torch_keeps_the_old_file(tmp_path):
