@@ -32,6 +32,7 @@ from runs import (
     Run,
     above_zero,
     check_device,
+    check_seed,
     cli,
     curves,
     flags_of,
@@ -39,6 +40,7 @@ from runs import (
     load_state,
     refuse_flags,
     save_torch,
+    step_seed,
 )
 from task import check_horizons
 
@@ -183,7 +185,7 @@ def train(args):
             order = windows.order(epoch, args.seed)
         i = order[j * args.batch : (j + 1) * args.batch][rank::world].to(args.device)
         obs, action = windows.batch(i)  # {name: (B, T_o, ...)}, (B, T_p, D_a)
-        generator.manual_seed((args.seed * 10_000_019 + step) * world + rank)
+        generator.manual_seed(step_seed(args.seed, step, rank=rank, world=world))
 
         # Hypotheses, loss, step.
         pos = policy.norm_action(action)
@@ -752,7 +754,8 @@ def check_ranges(args):
         "save_every",
         "episodes",
     )
-    for k in ("seed", "warmup", "eval_every", "weight_decay", "spread", "memory"):
+    check_seed(args, "seed")
+    for k in ("warmup", "eval_every", "weight_decay", "spread", "memory"):
         if not 0 <= (getattr(args, k) or 0) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
     if not all(0 <= b < 1 for b in (*args.betas, args.ema)):

@@ -28,6 +28,7 @@ from runs import (
     Run,
     above_zero,
     check_device,
+    check_seed,
     cli,
     curves,
     flags_of,
@@ -35,6 +36,7 @@ from runs import (
     load_state,
     refuse_flags,
     save_torch,
+    step_seed,
 )
 
 RAMP = 5  # iterations in which the actor's learning rate rises to --lr (note 24)
@@ -262,7 +264,7 @@ def iterate(run, generator):
     """
     args = run.args
     clock = time.perf_counter()
-    generator.manual_seed(args.seed * 10_000_019 + run.it)  # all noise depends on `it`: resume
+    generator.manual_seed(step_seed(args.seed, run.it))  # all noise depends on `it`: resume
     anchor = anchor_weight(run.it, args)
     lr_critic, lr = learning_rates(run.it, args)
     run.opt_critic.param_groups[0]["lr"] = lr_critic
@@ -647,8 +649,8 @@ def check_ranges(args, task):
         "save_every",
         "episodes",
     )
+    check_seed(args, "seed")
     for k in (
-        "seed",
         "lr_final",
         "clip_value",
         "vf_coef",

@@ -20,7 +20,7 @@ import task_clouds
 import task_locomotion
 import task_pusht
 from download import find
-from runs import BadInput, Parser, atomic, cli, refuse_flags
+from runs import START_SEEDS, BadInput, Parser, atomic, check_seed, cli, refuse_flags
 from task import Chunked, dtype_of
 
 SUITES = (task_pusht, task_locomotion, task_clouds)
@@ -139,14 +139,15 @@ class Simulators:
     """N environments in mid-episode.
 
     Their start seeds and the chunks they have been given are what --resume needs to bring them
-    back. obs {name: (N, T_o, ...)}: what to act on next.
+    back. obs {name: (N, T_o, ...)}: what to act on next. The start seeds go round from TRAIN_SEED
+    to the largest that a simulator takes: each `seed` has a million, shared with others from 4293
+    on.
     """
 
     def __init__(self, task, n, *, T_o, T_a, workers, seed=0, state=None):
         self.how = task.score
-        first = TRAIN_SEED + 1_000_000 * seed
-        self.seeds = np.arange(first, first + n)
-        self.next = first + n
+        self.next = TRAIN_SEED + (1_000_000 * seed) % (START_SEEDS - TRAIN_SEED)
+        self.seeds = self._new_seeds(n)
         self.past = [[] for _ in range(n)]
         self.score = np.zeros(n)  # of the episode so far
         self.last = np.full(n, np.nan)  # the last primitive reward
@@ -191,13 +192,18 @@ class Simulators:
         self.last = np.where(ended, np.nan, info["rewards"][:, -1])
         for i, chunk in enumerate(chunks):
             self.past[i] = [] if ended[i] else [*self.past[i], chunk]
-        self.seeds[ended] = self.next + np.arange(ended.sum())
-        self.next += int(ended.sum())
+        self.seeds[ended] = self._new_seeds(int(ended.sum()))
         self.obs = obs
         if ended.any():
             options = {"reset_mask": ended}
             self.obs, _ = self.env.reset(seed=self.seeds.tolist(), options=options)
         return stepped
+
+    def _new_seeds(self, n):
+        """The next n start seeds of training."""
+        places = self.next - TRAIN_SEED + np.arange(n)
+        self.next += n
+        return TRAIN_SEED + places % (START_SEEDS - TRAIN_SEED)
 
     def _add_to_scores(self, info):
         if self.how == "max":
@@ -292,8 +298,10 @@ def main():
         refuse_flags(args, ("png", "seed"), "the list of tasks (no --task)")
         return list_tasks()
     png = args.png or f"{args.task}.png"
-    seed = 100_000 if args.seed is None else args.seed
-    figure = what_the_policy_sees(task_named(args.task), seed)
+    if args.seed is None:
+        args.seed = 100_000
+    check_seed(args, "seed", below=START_SEEDS)
+    figure = what_the_policy_sees(task_named(args.task), args.seed)
     atomic(png, lambda f: figure.savefig(f, format="png", dpi=100))
     return print(f"drawn: {png}")
 

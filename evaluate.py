@@ -17,7 +17,7 @@ import torch
 from baselines import prepare
 from envs import make_vec, task_named
 from policy import Policy
-from runs import BadInput, Parser, above_zero, atomic, check_device, cli
+from runs import START_SEEDS, BadInput, Parser, above_zero, atomic, check_device, check_seed, cli
 
 START_SEED = 100_000  # Diffusion Policy's first test seed
 
@@ -284,6 +284,7 @@ def parse(argv=None):
     p.add_argument("--json", help="write the figures and every episode's score to this file")
     args = p.parse_args(argv)
     above_zero(args, "episodes", "T_a", "show")
+    check_seed(args, "seed")
     if args.show and not args.video:
         raise BadInput("--show is the number of episodes in --video: give both, or neither")
     if args.z_scale is not None and not 0 <= args.z_scale < float("inf"):
@@ -298,6 +299,7 @@ def main():
     policy, _ = Policy.load(args.ckpt, args.device, ema=not args.raw, task=args.task)
     task = task_named(policy.task)
     policy.check_task(task, args.ckpt)
+    check_seed(args, "start_seed", below=START_SEEDS, n=args.episodes or task.episodes)
     policy.set_executed(args.T_a or policy.T_a)
     prepare(policy, args.nfe)
     if args.z_scale is not None:

@@ -34,7 +34,7 @@ from envs import make_env, task_list, task_named
 from evaluate import rollout
 from formats import read, save_minari, save_npz
 from policy import Policy
-from runs import BadInput, Parser, above_zero, atomic, cli, refuse_flags
+from runs import START_SEEDS, BadInput, Parser, above_zero, atomic, check_seed, cli, refuse_flags
 from task_locomotion import LAST, record, train
 
 MAX_STARTS = 100_000  # start states after which collecting from policies is given up
@@ -321,6 +321,9 @@ def parse():
         "threads",
         "workers",
     )
+    check_seed(args, "seed", below=START_SEEDS)  # an agent's simulators take it too
+    most = max(MAX_STARTS, 20 * (args.episodes or 300))  # start states that may be tried
+    check_seed(args, "start_seed", below=START_SEEDS, n=most)
     return args
 
 

@@ -25,6 +25,8 @@ import tempfile
 from pathlib import Path
 
 PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr", "h5py")
+SEEDS = 2**63  # seeds lie below; torch's take no more
+START_SEEDS = 2**32  # start seeds lie below: numpy's RandomState in the simulators takes no more
 SCORE_COLUMNS = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
 
 
@@ -124,6 +126,21 @@ def above_zero(args, *names):
         for v in value if isinstance(value, (list, tuple)) else [value]:
             if v is not None and not 0 < v < math.inf:
                 raise BadInput(f"{spelled(name)} must be above 0, not {v}")
+
+
+def check_seed(args, name, *, below=SEEDS, n=1):
+    """Refuse a seed unless it and the n - 1 after it lie in 0 .. below - 1. Raises BadInput."""
+    value = getattr(args, name)
+    if not 0 <= value <= below - n:
+        raise BadInput(f"{spelled(name)} must lie in 0 .. {below - n}, not {value}")
+
+
+def step_seed(seed, step, *, rank=0, world=1):
+    """The seed, of 64 bits, of the noise of a step in one of `world` processes.
+
+    It depends on nothing before the step, so that a run can be resumed.
+    """
+    return ((seed * 10_000_019 + step) * world + rank) % 2**64
 
 
 def refuse_flags(args, names, why):

@@ -733,6 +733,14 @@ def test_workers_give_the_same_run(init, tmp_path, no_picture):
     same(*(Policy.load(tmp_path / n / "ckpt.pt")[0].state_dict() for n in ("one", "many")))
 
 
+@pytest.mark.parametrize("seed", [5000, 2**63 - 1])
+def test_a_large_seed(init, tmp_path, no_picture, seed):
+    """Its simulators and generators take it."""
+    flags = ["--num-iterations", 1, *SMALL, "--seed", seed]
+    ppo("--init", init, "--out", tmp_path / "r", *flags)
+    assert (load_torch(tmp_path / "r" / "state.pt")["episodes"]["seeds"] < 2**32).all()
+
+
 def test_no_anchor(init, tmp_path, no_picture):
     """--anchor 0 trains without one, and its weight is 0 in every iteration."""
     ppo("--init", init, "--out", tmp_path / "r", "--num-iterations", 2, "--anchor", 0, *SMALL)
@@ -800,6 +808,8 @@ def refused(tmp_path, capsys, *flags):
         ("--anchor 0 --anchor-final 0.1", "--anchor-final is not used by --anchor 0"),
         ("--vf-coef -1", "--vf-coef must not be below 0"),
         ("--init none.pt", "none.pt: no such file"),
+        ("--seed -1", "--seed must lie in 0 .. 9223372036854775807, not -1"),
+        ("--seed 9223372036854775808", "--seed must lie in 0 .. 9223372036854775807"),
         ("--success-bonus -1", "--success-bonus must not be below 0"),
         ("--nonsense", "--nonsense"),
         ("--num-env 3", "unrecognized"),  # no abbreviations

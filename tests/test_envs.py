@@ -337,6 +337,24 @@ def test_training_seeds_are_their_own():
     assert sims.seeds.tolist() == [first, first + 1, first + 2]
 
 
+@pytest.mark.parametrize("seed", [4291, 4292, 4293, 5000, 2**63 - 1])
+def test_every_seed_has_start_seeds_that_simulators_take(seed):
+    """Up to 4292 a million each; then they go round, and never down to those of an evaluation."""
+    sims = Simulators(LINE, 3, T_o=1, T_a=2, workers=False, seed=seed)
+    first = sims.seeds[0]
+    if seed <= 4292:
+        assert first == TRAIN_SEED + 1_000_000 * seed
+    assert TRAIN_SEED <= first < 2**32 - 3
+    assert sims.seeds.tolist() == [first, first + 1, first + 2]
+
+
+def test_start_seeds_go_round():
+    sims = Simulators(LINE, 3, T_o=1, T_a=2, workers=False)
+    sims.next = 2**32 - 1
+    assert sims._new_seeds(2).tolist() == [2**32 - 1, TRAIN_SEED]
+    assert sims._new_seeds(1).tolist() == [TRAIN_SEED + 1]
+
+
 @pytest.mark.parametrize("workers", [True, False])
 def test_simulators_go_on(tmp_path, workers):
     """From plain tensors that a file keeps, in mid-episode, as if nothing had happened."""
@@ -456,6 +474,8 @@ def test_picture_without_render():
         ("--task chess", "unknown task 'chess'"),
         ("--tasks pusht", "--help"),
         ("--task pusht --seed x", "--seed"),
+        ("--task pusht --seed -1", "--seed must lie in 0 .. 4294967295, not -1"),
+        ("--task pusht --seed 4294967296", "--seed must lie in 0 .. 4294967295"),
         ("--task nosim --png x.png", "nosim has no simulator"),
     ],
 )

@@ -434,6 +434,10 @@ def refused(monkeypatch, capsys, *args):
         ("--z-scale inf", "nor infinite"),
         ("--z-scale nan", "nor infinite"),
         ("--z-scales 1", "--help"),
+        ("--seed -1", "--seed must lie in 0 .. 9223372036854775807, not -1"),
+        ("--seed 9223372036854775808", "--seed must lie in 0 .. 9223372036854775807"),
+        ("--start-seed -1", "--start-seed must lie in 0 .. 4294967246, not -1"),
+        ("--start-seed 4294967295 --episodes 2", "--start-seed must lie in 0 .. 4294967294"),
     ],
 )
 def test_bad_flags(tmp_path, monkeypatch, capsys, flags, message):

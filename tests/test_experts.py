@@ -148,6 +148,8 @@ def test_no_episodes_asked(tmp_path, monkeypatch, capsys):
         ("--task hopper --until 1 --envs 0", "--envs"),
         ("--task hopper --until 1 --record-steps -1", "--record-steps"),
         ("--task hopper --until high", "--until"),
+        ("--task hopper --until 5 --start-seed -1", "--start-seed must lie in 0 .. 4294867296"),
+        ("--task hopper --until 5 --seed 4294967296", "--seed must lie in 0 .. 4294967295"),
     ],
 )
 def test_bad_flags(tmp_path, monkeypatch, capsys, args, word):

@@ -124,6 +124,19 @@ def test_load_torch_errors(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+# ---- seeds ---------------------------------------------------------------------------------------
+
+
+def test_step_seed():
+    """Small seeds have plain sums; the largest still fit torch's generators and differ."""
+    assert runs.step_seed(4292, 7) == 4292 * 10_000_019 + 7
+    assert runs.step_seed(3, 7, rank=1, world=2) == (3 * 10_000_019 + 7) * 2 + 1
+    seeds = {runs.step_seed(2**63 - s, step) for s in (1, 2) for step in range(3)}
+    assert len(seeds) == 6
+    for seed in seeds:
+        torch.Generator().manual_seed(seed)
+
+
 # ---- run folders ---------------------------------------------------------------------------------
 
 

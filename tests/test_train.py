@@ -250,6 +250,11 @@ def test_seeds_decide(tmp_path, demos, quick):
     assert same(a, b) and not same(a, c)
 
 
+def test_the_largest_seed(tmp_path, demos, quick):
+    train("--data", demos, "--out", tmp_path / "r", "--steps", 2, "--seed", 2**63 - 1)
+    assert state_of(tmp_path / "r")["step"] == 2
+
+
 def test_step_mode_and_several_temperatures(tmp_path, demos, quick):
     """A force is logged for each temperature, and each step is a problem of its own size."""
     flags = ["--data", demos, "--steps", 20, "--temp", 0.05, 0.2, 1, "--K", 3]
@@ -776,7 +781,8 @@ BAD_FLAGS = [
     ("--batch 0", "--batch"),
     ("--save-every 0", "--save-every"),
     ("--episodes 0", "--episodes"),
-    ("--seed -1", "--seed"),
+    ("--seed -1", "--seed must lie in 0 .. 9223372036854775807, not -1"),
+    ("--seed 9223372036854775808", "--seed must lie in 0 .. 9223372036854775807"),
     ("--lr -1", "--lr"),
     ("--max-grad-norm 0", "--max-grad-norm"),
     ("--spread -1", "--spread"),
