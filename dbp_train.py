@@ -35,6 +35,7 @@ from runs import (
     check_seed,
     cli,
     curves,
+    first_not_finite,
     flags_of,
     fresh_folder,
     load_state,
@@ -174,6 +175,7 @@ def train(args):
     generator = torch.Generator(args.device)
     step = state["step"]
     sums = {}
+    finite = []  # of each step since the last row of the log, finite if its loss and gradient are
     budget.start()
     while budget.more(step):
         if report and step in SNAPSHOT_STEPS and step not in report.snapshots:
@@ -203,12 +205,15 @@ def train(args):
 
         now = {"loss": loss.detach(), "grad": grad, **info}
         sums = {k: sums[k] + v if sums else v for k, v in now.items()}
+        finite.append(now["loss"] + grad)
         if step % LOG_EVERY == 0 or step == budget.total:
+            refuse_not_finite(finite, step)
             budget.tick(step)
             if report:
                 n = (step - 1) % LOG_EVERY + 1
                 report.log(step, {k: v.item() / n for k, v in sums.items()})
             sums = {}
+            finite = []
             budget.start()
         elif report:
             report.bar.update()
@@ -217,6 +222,21 @@ def train(args):
         report.finish(step)
     if world > 1:
         dist.destroy_process_group()
+
+
+def refuse_not_finite(values, step):
+    """Stop a training in which a loss or a gradient was not finite. Raises BadInput.
+
+    values: a number () of each step up to this one. They are looked at once a row of the log, and
+    not at each step, because the device would be waited for; nothing is saved in between.
+    """
+    bad = first_not_finite(values)
+    if bad is not None:
+        raise BadInput(
+            f"training stopped: at step {step - len(values) + bad + 1} the loss or its gradient "
+            "was not finite. Begin again in another folder with a lower --lr; what was saved "
+            "before is kept"
+        )
 
 
 # ---- setting up ---------------------------------------------------------------------------------
@@ -261,7 +281,8 @@ def setup(args, task):
         memory = Memory(len(windows), args.memory, args.T_p, policy.D_a, args.device)
     state = {"step": 0, "total": None, "minutes": 0.0, "snapshots": {}}
     if args.resume:
-        state = load_state(args, args.device, {"weights", "ema", "optimizer"}, FREE_ON_RESUME)
+        weights = ("weights", "ema")
+        state = load_state(args, args.device, {"optimizer"}, FREE_ON_RESUME, weights=weights)
         policy.load_state_dict(state.pop("weights"))
         ema.load_state_dict(state.pop("ema"))
         opt.load_state_dict(state.pop("optimizer"))

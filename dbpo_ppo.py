@@ -31,6 +31,7 @@ from runs import (
     check_seed,
     cli,
     curves,
+    first_not_finite,
     flags_of,
     fresh_folder,
     load_state,
@@ -65,17 +66,20 @@ def update(
 
     loss_of maps a minibatch to (loss, detached figures). It stops after an epoch whose KL exceeds
     target_kl. Figures are copied to the host once an epoch. Returns their means over the last
-    epoch, those of the first minibatch, before any step, and the number of epochs.
+    epoch, those of the first minibatch, before any step, and the number of epochs. Raises
+    FloatingPointError if a loss or a gradient was not finite.
     """
     flat = apply(lambda v: v.flatten(0, 1), buffer)
     n = len(flat["z"])
     first = None
+    finite = []  # of each minibatch, a number that is finite if its loss and its gradient are
     for done in range(1, epochs + 1):
         seen = []
         for i in torch.randperm(n, device=flat["z"].device, generator=generator).split(batch):
             loss, now = loss_of(take(flat, i))
             loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
+            grad = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
+            finite.append(loss.detach() + grad)
             opt.step()
             opt.zero_grad(set_to_none=True)
             seen.append(torch.stack(list(now.values())))
@@ -85,6 +89,12 @@ def update(
             figures = dict(zip(now, torch.stack(seen).mean(0).tolist()))
             if figures.get("kl", 0) > target_kl:
                 break
+    bad = first_not_finite(finite)
+    if bad is not None:
+        name = type(module).__name__.lower()
+        raise FloatingPointError(
+            f"the {name}'s loss or gradient was not finite at update {bad + 1}"
+        )
     return figures, dict(zip(now, first.tolist())), done
 
 
@@ -174,7 +184,7 @@ class Training:
     def restored(self):
         """Bring modules, optimisers and counters back from state.pt; returns all of it."""
         needs = {"iteration", "env_steps", "minutes", "best", "episodes", "scale", "opts"}
-        state = load_state(self.args, "cpu", needs | set(self.modules), FREE_ON_RESUME)
+        state = load_state(self.args, "cpu", needs, FREE_ON_RESUME, weights=self.modules)
         for name, module in self.modules.items():
             module.load_state_dict(state[name])
         for opt, saved in zip((self.opt_critic, self.opt_actor), state["opts"]):
@@ -333,7 +343,13 @@ def train(args):
     if run.it == 0:
         run.choose()
     while run.it < args.num_iterations:
-        now = iterate(run, generator)
+        try:
+            now = iterate(run, generator)
+        except FloatingPointError as e:
+            raise BadInput(
+                f"training stopped in iteration {run.it}, where {e}: begin again in another folder "
+                "with a lower --lr or --lr-critic; what was saved before is kept"
+            ) from e
         run.run.log(run.env_steps, **now)
         run.bar.update()
         shown = ("return", "kl", "clipped", "explained", "steps_per_s")

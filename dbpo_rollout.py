@@ -98,7 +98,7 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
     """Fill the buffer (Eq. 47): z, then a, both kept; only what the simulator gets is clipped.
 
     frozen: the Stage-1 policy that gives the anchor's chunks, or None. Returns the scores of the
-    episodes that ended, and the seconds spent in the simulator.
+    episodes that ended, and the seconds spent in the simulator. Raises FloatingPointError.
     """
     policy = actor.policy
     low = sims.env.single_action_space.low
@@ -119,6 +119,8 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         noise = torch.randn(mu.shape, device=policy.device, generator=generator)
         a = mu + log_sigma.exp() * noise  # Eqs. 12, 46
         chunk = np.clip(policy.norm_action.inverse(a).cpu().numpy(), low, high)
+        if not np.isfinite(chunk).all():  # simulators may crash on it
+            raise FloatingPointError("the policy's actions are not finite")
         t0 = time.perf_counter()
         stepped = sims.step(chunk)
         simulator_s += time.perf_counter() - t0

@@ -102,6 +102,10 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
             t0 = time.perf_counter()
             chunk = policy.act(policy.tensors(obs), generator=generator)  # (E, T_p, D_a)
             a = np.clip(policy.executed(chunk).cpu().numpy(), low, high)  # (E, T_a, D_a)
+            if not np.isfinite(a).all():  # simulators may crash on it
+                raise BadInput(
+                    "the policy's actions are not finite: train it again with a lower --lr"
+                )
             t1 = time.perf_counter()
             obs, _, _, _, info = env.step(a)
             network_s.append(t1 - t0)

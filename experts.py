@@ -22,6 +22,7 @@ on; the file appears whole.
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -321,6 +322,8 @@ def parse():
         "threads",
         "workers",
     )
+    if args.z_scale is not None and not 0 <= args.z_scale < math.inf:
+        raise BadInput(f"--z-scale {args.z_scale} must not be below 0, nor infinite")
     check_seed(args, "seed", below=START_SEEDS)  # an agent's simulators take it too
     most = max(MAX_STARTS, 20 * (args.episodes or 300))  # start states that may be tried
     check_seed(args, "start_seed", below=START_SEEDS, n=most)

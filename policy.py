@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from encoders import Encoder
-from runs import BadInput, load_torch, save_torch
+from runs import BadInput, load_torch, not_finite, save_torch
 from unet import UNet1d
 
 FORMAT = "drift-policy-2"
@@ -177,7 +177,10 @@ class Policy(nn.Module):
     # ---- the checkpoint file --------------------------------------------------------------------
 
     def save(self, path, *, flags=None, ema=None, step=0):
-        """Write the checkpoint atomically: shape, flags, weights with normalisers, EMA weights."""
+        """Write the checkpoint atomically: shape, flags, weights with normalisers, EMA weights.
+
+        Raises BadInput, and keeps the file that is there, if weights are not finite.
+        """
         state = {
             "format": FORMAT,
             "shape": self.shape,
@@ -186,6 +189,12 @@ class Policy(nn.Module):
             "weights": self.state_dict(),
             "ema": ema or {},
         }
+        bad = not_finite(state["weights"]) + not_finite(state["ema"])
+        if bad:
+            raise BadInput(
+                f"step {step}: weights are not finite ({bad[0]}), so {path} is not written: begin "
+                "again with a lower --lr"
+            )
         save_torch(path, state)
 
     @classmethod
@@ -193,7 +202,8 @@ class Policy(nn.Module):
         """Read a checkpoint without running code from it; its EMA weights by default.
 
         task: refuse a checkpoint of any other. Raises BadInput if the file is missing, damaged or
-        not a policy. Returns the policy in eval mode and the checkpoint's flags.
+        not a policy, or if its weights are not finite. Returns the policy in eval mode and the
+        checkpoint's flags.
         """
         state = load_torch(path)
         if not isinstance(state, dict) or not str(state.get("format")).startswith("drift-policy-"):
@@ -211,6 +221,12 @@ class Policy(nn.Module):
                 f"{path}: its weights do not fit its own description ({type(e).__name__}); "
                 "it was made by another version"
             ) from e
+        bad = not_finite(policy.state_dict())
+        if bad:
+            raise BadInput(
+                f"{path}: {bad[0]} is not finite: take an earlier checkpoint, or train again "
+                "with a lower --lr"
+            )
         if task not in (None, policy.task):
             raise BadInput(
                 f"{path} was trained on {policy.task}, not {task}: pass a checkpoint of {task}"

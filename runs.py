@@ -58,8 +58,16 @@ def cli(main):
     try:
         main()
     except BadInput as e:
+        close_bars()
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def close_bars():
+    """End the lines of progress bars that an exception has left open."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -281,6 +289,25 @@ def read_log(out):
     return rows
 
 
+# ---- numbers that are not finite -----------------------------------------------------------------
+
+
+def first_not_finite(values):
+    """The place of the first of some numbers () that is not finite, None if all are.
+
+    It waits for the device once, however many there are.
+    """
+    import torch
+
+    bad = torch.stack(values).isfinite().logical_not().nonzero()
+    return bad[0].item() if len(bad) else None
+
+
+def not_finite(tensors):
+    """The names of the tensors {name: tensor} that hold numbers that are not finite."""
+    return [name for name, v in tensors.items() if not v.isfinite().all()]
+
+
 # ---- what a run was made by ----------------------------------------------------------------------
 
 
@@ -327,14 +354,15 @@ def fresh_folder(args):
         )
 
 
-def load_state(args, device, needs, free):
+def load_state(args, device, needs, free, *, weights=()):
     """state.pt of the run folder, for --resume.
 
-    needs: keys that it must have. Raises BadInput without them, and if a flag differs from the one
-    that the run was begun with, except for the flags named in `free`.
+    needs: keys that it must have; weights: further ones, of state_dicts. Raises BadInput without
+    them, if weights are not finite, and if a flag differs from the one that the run was begun with,
+    except for the flags named in `free`.
     """
     state = load_torch(Path(args.out) / "state.pt", device)
-    if not isinstance(state, dict) or not {"flags", *needs} <= set(state):
+    if not isinstance(state, dict) or not {"flags", *needs, *weights} <= set(state):
         raise BadInput(
             f"{args.out}/state.pt is not the state of a run of this version: "
             "begin in another folder with --out"
@@ -345,6 +373,12 @@ def load_state(args, device, needs, free):
             raise BadInput(
                 f"{args.out} was begun with {spelled(name)} {was}, not {now}: "
                 "resume with the same flags, or begin in another folder with --out"
+            )
+    for name in weights:
+        if not_finite(state[name]):
+            raise BadInput(
+                f"{args.out}/state.pt has numbers in {name!r} that are not finite: "
+                "begin in another folder with --out"
             )
     return state
 

@@ -733,6 +733,46 @@ def test_workers_give_the_same_run(init, tmp_path, no_picture):
     same(*(Policy.load(tmp_path / n / "ckpt.pt")[0].state_dict() for n in ("one", "many")))
 
 
+@pytest.mark.parametrize("name", ["actor", "critic"])
+def test_training_stops_where_it_is_not_finite(
+    init, tmp_path, no_picture, monkeypatch, capsys, name
+):
+    """It says in which iteration, and what was saved before stays."""
+    calls = []
+    real = getattr(dbpo_ppo, f"{name}_loss")
+
+    def breaks(*args):
+        loss, figures = real(*args)
+        calls.append(1)
+        return loss * (math.nan if len(calls) > first else 1), figures
+
+    first = math.inf
+    monkeypatch.setattr(dbpo_ppo, f"{name}_loss", breaks)
+    flags = ["--init", init, "--save-every", 1, "--critic-warmup", 0, *SMALL]
+    ppo("--out", tmp_path / "a", "--num-iterations", 1, *flags)
+    first = len(calls)
+    calls.clear()
+    with pytest.raises(SystemExit) as e:
+        ppo("--out", tmp_path / "b", "--num-iterations", 4, *flags)
+    err = capsys.readouterr().err
+    assert e.value.code == 2
+    assert f"stopped in iteration 1, where the {name}'s loss or gradient was not finite" in err
+    assert load_torch(tmp_path / "b" / "state.pt")["iteration"] == 1
+    Policy.load(tmp_path / "b" / "ckpt.pt")
+
+
+def test_actions_that_are_not_finite_reach_no_simulator():
+    policy = make_policy()
+    with torch.no_grad():
+        policy.net.out[1].weight.fill_(math.inf)
+    sims = simulators(PUSHT, 2)
+    sims.step = None
+    actor = Actor(policy, 0.1, (0.01, 1))
+    buffer = make_buffer(policy, 3, 2)
+    with pytest.raises(FloatingPointError, match="the policy's actions are not finite"):
+        collect(actor, Critic(policy), None, sims, buffer, PUSHT, make_args(), torch.Generator())
+
+
 @pytest.mark.parametrize("seed", [5000, 2**63 - 1])
 def test_a_large_seed(init, tmp_path, no_picture, seed):
     """Its simulators and generators take it."""

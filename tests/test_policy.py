@@ -1,6 +1,7 @@
 """policy.py: the normalisers, observations by name, one network call an action, the executed slice,
 and checkpoints good and bad."""
 
+import math
 import os
 import pickletools
 import zipfile
@@ -15,7 +16,7 @@ import policy as module
 from envs import TASKS
 from evaluate import count_calls
 from policy import FORMAT, Normalizer, Policy, bounds, data_ranges
-from runs import BadInput, save_torch
+from runs import BadInput, load_torch, save_torch
 
 SHAPE = {
     "task": "pusht",
@@ -486,6 +487,25 @@ def test_damaged_and_foreign_files(tmp_path):
     for state in ({"weights": weights}, weights, [1, 2], torch.zeros(3), {"format": None}):
         save_torch(path, state)
         refused(path, "not a policy checkpoint")
+
+
+@pytest.mark.parametrize("name", ["net.out.1.weight", "norm_obs.state.hi", "norm_action.lo"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(tmp_path, name, value):
+    """They are neither written nor read; the file that is there stays."""
+    path = tmp_path / "ckpt.pt"
+    p = policy()
+    p.save(path)
+    good = path.read_bytes()
+    p.state_dict()[name].view(-1)[0] = value
+    for kw in ({}, {"ema": {"net.none": torch.tensor(value)}}):
+        with pytest.raises(BadInput, match="step 7: weights are not finite"):
+            p.save(path, step=7, **kw)
+    assert path.read_bytes() == good
+    state = load_torch(path)
+    state["weights"][name].view(-1)[0] = value
+    save_torch(path, state)
+    refused(path, f"{name} is not finite")
 
 
 def test_another_format(tmp_path):

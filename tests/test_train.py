@@ -4,6 +4,7 @@ Most runs happen in this process, with pictures and evaluation replaced (the fix
 those take longer than training.
 """
 
+import copy
 import csv
 import json
 import math
@@ -248,6 +249,54 @@ def test_seeds_decide(tmp_path, demos, quick):
         train("--data", demos, "--out", tmp_path / name, "--steps", 3, "--seed", seed)
     a, b, c = (state_of(tmp_path / n)["weights"] for n in "abc")
     assert same(a, b) and not same(a, c)
+
+
+@pytest.mark.parametrize("minutes", [False, True])
+def test_training_stops_where_it_is_not_finite(
+    tmp_path, demos, quick, monkeypatch, capsys, minutes
+):
+    """It says at which step, and what was saved before stays."""
+    out = tmp_path / "r"
+    real = dbp_train.dbp_loss
+    steps = []
+
+    def breaks(*args):
+        steps.append(1)
+        loss, info = real(*args)
+        return loss * (math.nan if len(steps) == 73 else 1), info
+
+    monkeypatch.setattr(dbp_train, "dbp_loss", breaks)
+    length = ["--minutes", 1] if minutes else ["--steps", 120]
+    flags = ["--data", demos, *length, "--save-every", 50, "--out", out]
+    with pytest.raises(SystemExit) as e:
+        train(*flags)
+    assert e.value.code == 2 and len(steps) == 100
+    assert "at step 73 the loss or its gradient was not finite" in capsys.readouterr().err
+    assert state_of(out)["step"] == 50 == load_torch(out / "ckpt.pt")["step"]
+    Policy.load(out / "ckpt.pt")
+
+
+def test_a_learning_rate_that_is_too_high(tmp_path, demos, quick, capsys):
+    """It is legal, but nothing of it is saved."""
+    with pytest.raises(SystemExit) as e:
+        train("--data", demos, "--steps", 60, "--lr", 1e10, "--out", tmp_path / "r")
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and "with a lower --lr" in err
+    assert err.splitlines()[-1].startswith("error: training stopped: at step ")
+    assert not list((tmp_path / "r").glob("*.pt"))
+
+
+def test_resume_refuses_weights_that_are_not_finite(tmp_path, demos, quick, capsys):
+    flags = ["--data", demos, "--steps", 2, "--out", tmp_path / "r"]
+    train(*flags)
+    good = state_of(tmp_path / "r")
+    for name in ("weights", "ema"):
+        state = copy.deepcopy(good)
+        state[name]["net.out.1.weight"][:] = math.nan
+        save_torch(tmp_path / "r" / "state.pt", state)
+        with pytest.raises(SystemExit):
+            train(*flags, "--resume")
+        assert f"numbers in '{name}' that are not finite" in capsys.readouterr().err
 
 
 def test_the_largest_seed(tmp_path, demos, quick):
@@ -781,6 +830,8 @@ BAD_FLAGS = [
     ("--batch 0", "--batch"),
     ("--save-every 0", "--save-every"),
     ("--episodes 0", "--episodes"),
+    ("--spread nan", "--spread must not be below 0"),
+    ("--weight-decay inf", "--weight-decay must not be below 0, nor infinite"),
     ("--seed -1", "--seed must lie in 0 .. 9223372036854775807, not -1"),
     ("--seed 9223372036854775808", "--seed must lie in 0 .. 9223372036854775807"),
     ("--lr -1", "--lr"),
