@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -122,6 +123,38 @@ def test_load_torch_errors(tmp_path):
         with pytest.raises(BadInput, match=f"{name} is not a checkpoint"):
             load_torch(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_load_torch_notices_damage(tmp_path):
+    """64 bytes overwritten anywhere in a tensor, which torch itself would load."""
+    path = tmp_path / "x.pt"
+    save_torch(path, {"w": torch.ones(1000), "step": 3})
+    good = path.read_bytes()
+    middle = good.index(torch.ones(100).numpy().tobytes())
+    for at in (middle, middle + 2000, middle + 3936):
+        path.write_bytes(good[:at] + bytes(64) + good[at + 64 :])
+        torch.load(path, weights_only=True)
+        with pytest.raises(BadInput, match="x.pt is damaged"):
+            load_torch(path)
+    for at in range(0, len(good) - 64, 64):  # whatever is hit: the same content, or one line
+        path.write_bytes(good[:at] + bytes(64) + good[at + 64 :])
+        try:
+            state = load_torch(path)
+        except BadInput:
+            continue
+        assert state["step"] == 3 and torch.equal(state["w"], torch.ones(1000))
+
+
+def test_load_torch_unpacks_no_bomb(tmp_path):
+    """A compressed member is refused before it is unpacked."""
+    path = tmp_path / "x.pt"
+    save_torch(path, {"w": torch.zeros(3_000_000)})
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pt").stat().st_size < 100_000
+    with pytest.raises(BadInput, match="bomb.pt is damaged"):
+        load_torch(tmp_path / "bomb.pt")
 
 
 # ---- seeds ---------------------------------------------------------------------------------------
