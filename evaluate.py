@@ -319,13 +319,13 @@ def main():
         workers=not args.one_process,
         show=(args.show or 8) if args.video else 0,
     )
-    print(line(result))
-    if args.video:
-        save_gif(args.video, r.frames)
     if args.json:
         about = {"ckpt": args.ckpt, "seed": args.seed, "start_seed": args.start_seed}
         about.update(result, **smoothness(r, policy.T_o, policy.T_a))
         atomic(args.json, lambda f: f.write(json.dumps(about).encode()))
+    if args.video:
+        save_gif(args.video, r.frames)
+    print(line(result))  # last: the files are there even if standard output is closed
 
 
 if __name__ == "__main__":

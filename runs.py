@@ -9,8 +9,10 @@ The command draws the scores of runs. Seeds of one setting are drawn together.
 """
 
 import argparse
+import contextlib
 import csv
 import ctypes
+import errno
 import importlib.metadata
 import inspect
 import io
@@ -26,6 +28,7 @@ import zipfile
 from pathlib import Path
 
 PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr", "h5py")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEEDS = 2**63  # seeds lie below; torch's take no more
 START_SEEDS = 2**32  # start seeds lie below: numpy's RandomState in the simulators takes no more
 SCORE_COLUMNS = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
@@ -54,21 +57,64 @@ def keep_memory():
 
 
 def cli(main):
-    """Run main(); a BadInput becomes one line on stderr and exit code 2."""
+    """Run main(), and end without a traceback where the user or the system is the cause.
+
+    A BadInput and a full disk become one line on stderr and exit code 2. A reader of the output
+    that has gone (`| head -1`) is no error: exit code 141, as of programs that SIGPIPE ends.
+    """
     keep_memory()
     try:
-        main()
+        run_and_flush(main)
     except BadInput as e:
-        close_bars()
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
+        stop(f"error: {' '.join(str(e).split())}", 2)
+    except OSError as e:
+        broken = any(s and is_broken(s) for s in (sys.stdout, sys.stderr))
+        if not broken and e.errno not in DISK_FULL:
+            raise
+        message = f"error: output cannot be written ({e.strerror}): make room, or write elsewhere"
+        if isinstance(e, BrokenPipeError):
+            stop(None, 141)
+        stop(message, 2)
 
 
-def close_bars():
-    """End the lines of progress bars that an exception has left open."""
-    if "tqdm" in sys.modules:
-        for bar in list(sys.modules["tqdm"].tqdm._instances):
-            bar.close()
+def run_and_flush(main):
+    """Run main() and write out what it printed, also where it exits: --help does."""
+    try:
+        main()
+    except SystemExit:
+        flush()
+        raise
+    flush()
+
+
+def flush():
+    """Write out what was printed; without a standard output there is nothing to do."""
+    if sys.stdout:
+        sys.stdout.flush()
+
+
+def is_broken(stream):
+    """Whether nothing more can be written to a stream; if so, the rest of it goes nowhere."""
+    try:
+        print(file=stream, flush=True)  # a flush alone shows nothing if there is no buffer
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # or the flush at exit would complain
+        os.close(nowhere)
+        return True
+    return False
+
+
+def stop(message, code):
+    """Exit, after a line on stderr if there is a message. Progress bars end their lines first."""
+    with contextlib.suppress(OSError):
+        if "tqdm" in sys.modules:
+            for bar in list(sys.modules["tqdm"].tqdm._instances):
+                bar.close()
+        if message:
+            print(message, file=sys.stderr)
+        flush()
+    sys.exit(code)
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -1,6 +1,8 @@
 """evaluate.py: scores and intervals by hand, rollouts that repeat exactly, the GIF and the
 command."""
 
+import errno
+import io
 import json
 import sys
 from dataclasses import replace
@@ -391,6 +393,24 @@ def test_flags_reach_the_rollout(tmp_path, monkeypatch):
         main(monkeypatch, tmp_path / "ckpt.pt", "--episodes", 3, "--video", gif, *flags)
         p, _, kw = used[-1]
         assert (p.T_a, p.z_scale, kw["show"]) == (8, 1.0, show)
+
+
+def test_files_are_written_before_anything_is_printed(tmp_path, monkeypatch):
+    """Figures and pictures of a long evaluation are there even if standard output is closed."""
+    policy().save(tmp_path / "ckpt.pt")
+    monkeypatch.setitem(TASKS, "pusht", SHORT)
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    flags = ["--episodes", 2, "--json", tmp_path / "x.json", "--video", tmp_path / "x.gif"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path / "ckpt.pt"), *map(str, flags)])
+    with pytest.raises(OSError):
+        module.main()
+    assert json.loads((tmp_path / "x.json").read_text())["episodes"] == 2
+    assert (tmp_path / "x.gif").stat().st_size > 1000
 
 
 def test_bad_checkpoint_as_a_user_sees_it(tmp_path):

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import resource
+import subprocess
+import sys
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import runs
+from conftest import ROOT
 from runs import BadInput, Parser, Run, atomic, cli, load_torch, read_log, save_torch
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -155,6 +158,69 @@ def test_load_torch_unpacks_no_bomb(tmp_path):
     assert (tmp_path / "bomb.pt").stat().st_size < 100_000
     with pytest.raises(BadInput, match="bomb.pt is damaged"):
         load_torch(tmp_path / "bomb.pt")
+
+
+# ---- how a script ends ---------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import runs
+
+def main():
+    for _ in range({lines}):
+        print("x" * 100)
+    {then}
+
+runs.cli(main)
+"""
+
+
+def script(tmp_path, then="pass", lines=1, flags=()):
+    """The command of a script that prints lines and then does something."""
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(lines=lines, then=then))
+    return [sys.executable, *flags, path]
+
+
+def ended(command, **kw):
+    """Exit code and stderr of a command."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=env, timeout=60, **kw)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_reader_that_has_gone(tmp_path, lines, flags):
+    """`python x.py | head -1` ends without a word."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        found = ended(script(tmp_path, lines=lines, flags=flags), stdout=write_end)
+    finally:
+        os.close(write_end)
+    assert found == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("then", ["pass", "sys.exit(0)"])
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_full_standard_output(tmp_path, lines, then):
+    with open("/dev/full", "w") as full:
+        code, err = ended(script(tmp_path, then, lines), stdout=full)
+    assert code == 2 and err.startswith("error: output cannot be written (No space left on device)")
+    assert err.count("\n") == 1
+
+
+def test_a_closed_standard_output(tmp_path):
+    """Bad input still costs its line, and other errors keep their traceback."""
+    with open(os.devnull, "w") as nowhere:
+        code, err = ended(script(tmp_path, "raise runs.BadInput('no\\nway')"), stdout=nowhere)
+        assert (code, err) == (2, "error: no way\n")
+        code, err = ended(script(tmp_path, "raise BrokenPipeError('a worker')"), stdout=nowhere)
+        assert code == 1 and "Traceback" in err and "a worker" in err
+    code, err = ended(["sh", "-c", '"$@" >&-', "sh", *script(tmp_path)])
+    assert (code, err) == (0, "")
 
 
 # ---- seeds ---------------------------------------------------------------------------------------
