@@ -27,6 +27,7 @@ from envs import defaults_of, task_list, task_named
 from evaluate import evaluate, line, log_score
 from policy import Policy, data_ranges
 from runs import (
+    RESUMABLE,
     BadInput,
     Parser,
     Run,
@@ -801,4 +802,4 @@ def chosen_dims(dims, gpu, T_p):
 
 
 if __name__ == "__main__":
-    cli(lambda: train(parse()))
+    cli(lambda: train(parse()), interrupted=RESUMABLE)

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae
 from dbpo_rollout import apply, collect, leaves, make_buffer, take
-from envs import Simulators, defaults_of, task_named
+from envs import Simulators, closing, defaults_of, task_named
 from evaluate import evaluate, line, log_score
 from policy import Policy
 from runs import (
+    RESUMABLE,
     BadInput,
     Parser,
     Run,
@@ -242,7 +243,6 @@ class Training:
     def finish(self):
         """Score the last policy on the standard starts, draw the curves, print the last line."""
         self.bar.close()
-        self.sims.env.close()
         result = self.evaluated()
         if not any("final_score" in row for row in self.run.rows):
             final = {f"final_{k}": result[k] for k in ("score", "success") if k in result}
@@ -339,6 +339,17 @@ def train(args):
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     run = Training(args, policy, task)
+    with closing(run.sims.env):
+        improve(run)
+    run.finish()
+
+
+def improve(run):
+    """Iterate until the end, with evaluations and saves on the way. Raises BadInput.
+
+    run: a Training.
+    """
+    args = run.args
     generator = torch.Generator(args.device)
     if run.it == 0:
         run.choose()
@@ -358,7 +369,6 @@ def train(args):
             run.choose()
         if run.it % args.save_every == 0 or run.it == args.num_iterations:
             run.save()
-    run.finish()
 
 
 # ---- flags --------------------------------------------------------------------------------------
@@ -690,4 +700,4 @@ def check_ranges(args, task):
 
 
 if __name__ == "__main__":
-    cli(lambda: train(parse()))
+    cli(lambda: train(parse()), interrupted=RESUMABLE)

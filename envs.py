@@ -8,13 +8,16 @@ lines below. Simulators are imported when an environment is made, so a task whos
 is no hindrance to the others.
 """
 
+import contextlib
 import difflib
 import os
+import signal
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 import task_clouds
 import task_locomotion
@@ -111,7 +114,42 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
         return make
 
     vector = AsyncVectorEnv if workers and n > 1 else SyncVectorEnv
-    return vector([maker(i < show) for i in range(n)], autoreset_mode=AutoresetMode.DISABLED)
+    makers = [maker(i < show) for i in range(n)]
+    with no_interrupts():
+        return vector(makers, autoreset_mode=AutoresetMode.DISABLED)
+
+
+@contextlib.contextmanager
+def no_interrupts():
+    """Hold Ctrl-C back until the end; processes that are started inside never get it.
+
+    It is the main process that tells of it. An interrupt of a fork would be lost.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def closing(env):
+    """Close a vector environment at the end, and after an exception without waiting for a step.
+
+    After an interrupt some processes may have answered and others not; waiting for all of them to
+    answer again would be for ever.
+    """
+    try:
+        yield
+    except BaseException:
+        if isinstance(env, AsyncVectorEnv):
+            env._state = AsyncState.DEFAULT  # or close() warns of the step that it gives up
+        env.close(terminate=True)
+        raise
+    env.close()
 
 
 # ---- episodes that go on from iteration to iteration (Stage 2) ----------------------------------

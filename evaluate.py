@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from baselines import prepare
-from envs import make_vec, task_named
+from envs import closing, make_vec, task_named
 from policy import Policy
 from runs import START_SEEDS, BadInput, Parser, above_zero, atomic, check_device, check_seed, cli
 
@@ -96,7 +96,7 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
     plans = []
     network_s = []
     simulator_s = 0.0
-    with contextlib.closing(env), count_calls(policy.net) as calls:
+    with closing(env), count_calls(policy.net) as calls:
         obs, info = env.reset(seed=[int(s) for s in seeds])
         while not info["over"].all():
             t0 = time.perf_counter()

@@ -56,17 +56,20 @@ def keep_memory():
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def cli(main):
+def cli(main, *, interrupted="interrupted"):
     """Run main(), and end without a traceback where the user or the system is the cause.
 
-    A BadInput and a full disk become one line on stderr and exit code 2. A reader of the output
-    that has gone (`| head -1`) is no error: exit code 141, as of programs that SIGPIPE ends.
+    interrupted: the line on stderr after Ctrl-C, with exit code 130. A BadInput and a full disk
+    become one line on stderr and exit code 2. A reader of the output that has gone (`| head -1`) is
+    no error: exit code 141, as of programs that SIGPIPE ends.
     """
     keep_memory()
     try:
         run_and_flush(main)
     except BadInput as e:
         stop(f"error: {' '.join(str(e).split())}", 2)
+    except KeyboardInterrupt:
+        stop(interrupted, 130)
     except OSError as e:
         broken = any(s and is_broken(s) for s in (sys.stdout, sys.stderr))
         if not broken and e.errno not in DISK_FULL:
@@ -115,6 +118,9 @@ def stop(message, code):
             print(message, file=sys.stderr)
         flush()
     sys.exit(code)
+
+
+RESUMABLE = "interrupted; go on with --resume"  # what `cli` says for scripts that have --resume
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -4,6 +4,9 @@ command."""
 import errno
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -15,7 +18,7 @@ from torch import nn
 
 import evaluate as module
 from baselines import time_dim
-from conftest import cli
+from conftest import ROOT, cli
 from envs import TASKS
 from evaluate import Rollout, bootstrap, count_calls, evaluate, line, rollout, save_gif
 from runs import BadInput
@@ -411,6 +414,32 @@ def test_files_are_written_before_anything_is_printed(tmp_path, monkeypatch):
         module.main()
     assert json.loads((tmp_path / "x.json").read_text())["episodes"] == 2
     assert (tmp_path / "x.gif").stat().st_size > 1000
+
+
+def test_ctrl_c_with_workers(tmp_path):
+    """One line, exit code 130, at once, and no worker is left; nor does a worker say a word."""
+    policy().save(tmp_path / "ckpt.pt")
+    code = "import evaluate, time; act = evaluate.Policy.act\n"
+    code += "def shown(*a, **k): print('acts', flush=True); return act(*a, **k)\n"
+    code += "evaluate.Policy.act = shown; evaluate.cli(evaluate.main)"
+    command = [sys.executable, "-c", code, tmp_path / "ckpt.pt", "--episodes", "3"]
+    p = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert p.stdout.readline() == "acts\n"
+        os.killpg(p.pid, signal.SIGINT)  # as a terminal does, to the workers too
+        _, err = p.communicate(timeout=30)
+        assert (p.returncode, err) == (130, "interrupted\n")
+        with pytest.raises(ProcessLookupError):
+            os.killpg(p.pid, 0)
+    finally:
+        p.kill()
 
 
 def test_bad_checkpoint_as_a_user_sees_it(tmp_path):

@@ -502,18 +502,32 @@ def test_init(tmp_path, demos, quick):
     assert not close(start, Policy.load(tmp_path / "c" / "ckpt.pt", ema=False)[0])
 
 
-def kill_at(step, command, out):
-    """Start a command and kill it by SIGKILL once its log has that step."""
+def kill_at(step, command, out, sent=signal.SIGKILL):
+    """Start a command and send it a signal once its log has that step: exit code and stderr."""
     p = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 600
         while not any(r["step"] >= step for r in read_log(out)):
             assert p.poll() is None and time.monotonic() < deadline, p.stderr.read().decode()
             time.sleep(0.005)
-        p.send_signal(signal.SIGKILL)
+        p.send_signal(sent)
+        err = p.communicate(timeout=60)[1].decode()
     finally:
         p.kill()
-        p.communicate()
+        p.wait()
+    return p.returncode, err
+
+
+def test_ctrl_c(tmp_path, demos):
+    """It costs one line, which says how to go on, and leaves whole files."""
+    out = tmp_path / "r"
+    flags = ["--data", demos, "--steps", 100_000, "--save-every", 50, "--out", out]
+    command = [sys.executable, ROOT / "dbp_train.py", *SMALL, *flags]
+    code, err = kill_at(100, command, out, sent=signal.SIGINT)
+    assert code == 130 and "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted; go on with --resume"
+    assert state_of(out)["step"] >= 50
+    assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
 
 
 def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
