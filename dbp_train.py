@@ -303,15 +303,32 @@ def start_from(policy, path, device):
 
 
 def start_processes(args):
-    """Join torchrun's processes, if there are any. Returns their number and this one's rank."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    rank = int(os.environ.get("RANK", 0))
+    """Join torchrun's processes, if there are any. Returns their number and this one's rank.
+
+    Raises BadInput if the environment is not as torchrun sets it.
+    """
+    world = whole_number("WORLD_SIZE", 1)
+    rank = whole_number("RANK", 0)
+    if world < 1 or not 0 <= rank < world:
+        raise BadInput(f"RANK {rank} of WORLD_SIZE {world}: use torchrun, or unset both")
     if world > 1:
         gpu = args.device.startswith("cuda")
+        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise BadInput(f"WORLD_SIZE is {world} without {name}: use torchrun, or unset it")
         dist.init_process_group("nccl" if gpu else "gloo")
         if gpu:
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     return world, rank
+
+
+def whole_number(name, otherwise):
+    """An environment variable as a whole number; `otherwise` if it is not set. BadInput."""
+    text = os.environ.get(name, otherwise)
+    try:
+        return int(text)
+    except ValueError as e:
+        raise BadInput(f"{name}={text} is not a whole number: use torchrun, or unset it") from e
 
 
 def check_shares(args, windows, world):

@@ -27,15 +27,25 @@ MAX_FILES = 100_000  # in an archive
 # ---- finding -------------------------------------------------------------------------------------
 
 
+def expanded(path):
+    """A path whose ~ or ~user is replaced by that home folder. Raises BadInput without one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise BadInput(
+            f"{path}: this home folder is not known: set HOME, or give a path without ~"
+        ) from e
+
+
 def cache():
     """The folder that downloads go to: $DRIFT_CACHE, or ~/.cache/drift."""
-    return Path(os.environ.get("DRIFT_CACHE") or Path.home() / ".cache" / "drift")
+    return Path(os.environ.get("DRIFT_CACHE") or expanded("~/.cache/drift"))
 
 
 def minari_home():
     """The minari library's own folder: $MINARI_DATASETS_PATH, or ~/.minari/datasets."""
     given = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(given or Path.home() / ".minari" / "datasets")
+    return Path(given or expanded("~/.minari/datasets"))
 
 
 def find(task, path=None):
@@ -63,17 +73,17 @@ def places_of(task, path=None):
     """The paths that `find` looks at, best first. Raises BadInput if a given one is not there."""
     given = os.environ.get("DRIFT_DATA")
     named = path or given
-    if named and not Path(named).expanduser().exists():
+    if named and not expanded(named).exists():
         shown = path or f"DRIFT_DATA={given}"
         raise BadInput(f"{shown}: no such file or folder")
     if path:
-        return [Path(path).expanduser()]
+        return [expanded(path)]
     places = [Path(given)] if given else []
     places.append(cache())
     if task.minari and minari_home().exists():
         places.append(minari_home())
     places.append(Path(__file__).parent / "demos")
-    return [place.expanduser() for place in places]
+    return [expanded(place) for place in places]
 
 
 def hint(task):
@@ -198,7 +208,7 @@ def download(task, to=None, url=None):
                 "it out"
             )
         return download_minari(task, to)
-    to = Path(to).expanduser() if to else cache()
+    to = expanded(to) if to else cache()
     url = url or task.url
     if not url.startswith(("http://", "https://")):
         raise BadInput(f"{url}: not an http or https address")
@@ -249,7 +259,7 @@ def download_minari(task, to=None):
             "(requirements-extra.txt)"
         ) from e
     if to:
-        os.environ["MINARI_DATASETS_PATH"] = str(Path(to).expanduser())
+        os.environ["MINARI_DATASETS_PATH"] = str(expanded(to))
     with refusing(f"{task.minari}: download failed, try again later"):
         minari.download_dataset(task.minari)
     return minari_home() / task.minari

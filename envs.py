@@ -79,7 +79,7 @@ def plain(value):
 
 
 def make_env(task):
-    """One simulator of a task. BadInput if it has none, or if its package is not installed."""
+    """One simulator of a task. BadInput if it has none, or if its package cannot be imported."""
     if task.env is None:
         raise BadInput(f"{task.name} has no simulator: it can be trained, but not rolled out")
     try:
@@ -87,6 +87,10 @@ def make_env(task):
     except ImportError as e:
         cure = f"pip install {task.needs}" if task.needs else "install it"
         raise BadInput(f"{task.name} needs {e.name or e}: {cure}") from e
+    except RuntimeError as e:
+        if "MUJOCO_GL" not in str(e):
+            raise
+        raise BadInput(f"{task.name} needs MuJoCo, and {e}: set egl or osmesa, or unset it") from e
 
 
 def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0, hold=True):
@@ -287,8 +291,6 @@ def what_the_policy_sees(task, seed):
     """A figure of a task at a start: the scene, and every observation."""
     from matplotlib.figure import Figure
 
-    from pointcloud import draw
-
     env = make_env(task)
     obs, _ = env.reset(seed=seed)
     numbers = [name for name, shape in task.obs.items() if len(shape) == 1]
@@ -308,6 +310,8 @@ def what_the_policy_sees(task, seed):
         axes.imshow(obs[name])
         axes.set(xticks=[], yticks=[], title=name)
     for i, name in enumerate(clouds):
+        from pointcloud import draw  # only here, for it needs MuJoCo
+
         place = 2 + len(cameras) + i
         axes = figure.add_subplot(1, panels, place, projection="3d", elev=25, azim=-60)
         whole = (obs[name].min(0), obs[name].max(0))

@@ -48,7 +48,6 @@ from experiments import (
     Starts,
 )
 from formats import read as read_arrays
-from pointcloud import contact_sheet
 from policy import Policy
 from report import modes_table, setting_table, summary
 from runs import (
@@ -247,6 +246,8 @@ def expert_rate(task, attempts):
 
 def survey(args):
     """Every task once: the expert's success, demonstrations, clouds, a few steps, an episode."""
+    from pointcloud import contact_sheet  # only here, for it needs MuJoCo
+
     table = Path(args.results, SURVEY[0].result)
     done = {r["task"] for r in read(table)}
     scenes = []

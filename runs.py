@@ -220,9 +220,9 @@ def check_device(name):
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as e:
-        reason = str(e).splitlines()[0]
+        reason = str(e).splitlines()[0].split(". ")[0]  # a long list of devices may follow
         raise BadInput(f"--device {name} cannot be used here ({reason}): try --device cpu") from e
 
 

@@ -103,6 +103,19 @@ def test_find_minari(tmp_path, monkeypatch):
     assert len(windows) == 4 + 1 + 7
 
 
+def test_a_home_folder_that_is_not_known(monkeypatch):
+    """One line each, for ~nosuchuser and for a system that does not know the user."""
+    refused(lambda: find(PUSHT, "~nosuchuser/x"), "~nosuchuser/x: this home folder is not known")
+    monkeypatch.setenv("DRIFT_DATA", "~nosuchuser")
+    refused(lambda: find(PUSHT), "~nosuchuser: this home folder is not known")
+    monkeypatch.delenv("DRIFT_DATA")
+    monkeypatch.delenv("DRIFT_CACHE", raising=False)
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does for such a user
+    for task in (PUSHT, HOPPER):
+        refused(lambda task=task: find(task), "set HOME")
+
+
 def test_find_tells_what_to_do(tmp_path):
     """A script where there is one, a download where there is one, else only --data is left."""
     own = Task(name="own", obs={"state": (3,)}, D_a=1, T_o=1, T_p=4, T_a=4)

@@ -1,6 +1,8 @@
 """envs.py: the tasks and their defaults, single simulators and vectors of them, episodes that go on
 from chunk to chunk, and the command."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -466,6 +468,29 @@ def test_picture_without_render():
     assert scene.get_title() == "the scene: there is no render()"
     assert not scene.images
     assert len(state.patches) == 1
+
+
+@pytest.mark.parametrize(
+    "task, code", [("pusht", 0), ("hopper", 2), ("metaworld-assembly", 2), ("adroit-pen", 2)]
+)
+def test_a_platform_that_mujoco_does_not_know(tmp_path, task, code):
+    """Push-T does not need it; what needs it says so in a line."""
+    if task != "pusht":
+        pytest.importorskip("mujoco")
+    if task == "metaworld-assembly":
+        pytest.importorskip("metaworld")
+    if task == "adroit-pen":
+        pytest.importorskip("gymnasium_robotics")
+    done = subprocess.run(
+        [sys.executable, ROOT / "envs.py", "--task", task, "--png", tmp_path / "x.png"],
+        env={**os.environ, "MUJOCO_GL": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert done.stderr.startswith(f"error: {task} needs MuJoCo, and invalid value")
+        assert done.stderr.count("\n") == 1 and "nonsense" in done.stderr
 
 
 @pytest.mark.parametrize(

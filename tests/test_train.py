@@ -625,6 +625,29 @@ def test_last_line(finished):
 # ---- two processes -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "variables, word",
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc is not a whole number"),
+        ({"RANK": "1.5"}, "RANK=1.5 is not a whole number"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE= is not a whole number"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 without RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is 2 without LOCAL_RANK"),
+        ({"WORLD_SIZE": "0"}, "RANK 0 of WORLD_SIZE 0"),
+        ({"RANK": "1"}, "RANK 1 of WORLD_SIZE 1"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_make(
+    tmp_path, demos, monkeypatch, capsys, variables, word
+):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert word in refused(capsys, "--data", demos, "--out", tmp_path / "r", "--steps", 2)
+    assert not (tmp_path / "r").exists()
+
+
 def sockets():
     """Whether two processes can talk here."""
     try:
