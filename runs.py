@@ -374,8 +374,10 @@ def first_not_finite(values):
     """
     import torch
 
-    bad = torch.stack(values).isfinite().logical_not().nonzero()
-    return bad[0].item() if len(bad) else None
+    for place, value in enumerate(torch.stack(values).tolist()):
+        if not math.isfinite(value):
+            return place
+    return None
 
 
 def not_finite(tensors):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import resource
 import subprocess
@@ -229,6 +230,13 @@ def test_devices_that_cannot_be_used(name):
         runs.check_device(name)
     assert len(str(e.value)) < 250
     runs.check_device("cpu")
+
+
+def test_first_not_finite():
+    good = torch.tensor(1.0)
+    assert runs.first_not_finite([good, good]) is None
+    for value in (math.nan, math.inf, -math.inf):
+        assert runs.first_not_finite([good, torch.tensor(value), torch.tensor(value)]) == 1
 
 
 # ---- seeds ---------------------------------------------------------------------------------------
