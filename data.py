@@ -316,10 +316,7 @@ def draw(task, episodes, png):
     figure = Figure(figsize=(11, 9.5), layout="constrained")
     figure.suptitle(episodes.path.name)
     task.draw(figure, episodes)
-    try:
-        atomic(png, lambda f: figure.savefig(f, format="png", dpi=110))
-    except OSError as e:
-        raise BadInput(f"cannot write {png} ({e})") from e
+    atomic(png, lambda f: figure.savefig(f, format="png", dpi=110))
 
 
 def obtain(task, to=None, url=None):

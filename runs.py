@@ -616,7 +616,7 @@ def draw_scores(path, rows, x, lines):
         ax.set_ylim(min(0, low), 1 if 0 <= low and high <= 1 else None)
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=120)
+    atomic(path, lambda f: fig.savefig(f, format="png", dpi=120))
 
 
 def parse(argv=None):

@@ -595,7 +595,7 @@ def test_info_draws_by_the_task(tmp_path, capsys):
 def test_info_where_nothing_can_be_written(tmp_path):
     save_npz(tmp_path / "f.npz", **good())
     png = tmp_path / "f.npz" / "x.png"
-    refused(lambda: data.info(PUSHT, tmp_path / "f.npz", png), "cannot write")
+    refused(lambda: data.info(PUSHT, tmp_path / "f.npz", png), "x.png cannot be written")
 
 
 # ---- the official data ---------------------------------------------------------------------------
