@@ -2,6 +2,7 @@
 official data where it is at hand."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from formats import save_npz
 ROOT = Path(__file__).parents[1]
 OFFICIAL = "pusht_cchi_v7_replay.zarr"
 
+# A shell starts what it puts in the background with SIGINT ignored, and scripts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 
 
