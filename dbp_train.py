@@ -32,13 +32,14 @@ from runs import (
     Parser,
     Run,
     above_zero,
+    atomic,
     check_device,
     check_seed,
+    claim,
     cli,
     curves,
     first_not_finite,
     flags_of,
-    fresh_folder,
     load_state,
     refuse_flags,
     save_torch,
@@ -556,7 +557,7 @@ def hypotheses_figure(policy, shown, snapshots, path):
                 axes.set_title(f"step {n}", fontsize=9)
     title = "32 hypotheses (blue) and the expert's chunk (red), six observations"
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=100)
+    atomic(path, lambda f: figure.savefig(f, format="png", dpi=100))
 
 
 def in_a_plane(expert, chunks):
@@ -756,7 +757,7 @@ def resolve(args):
         else:
             args.steps = 8000
     args.out = args.out or f"runs/{args.task}-{args.method}-seed{args.seed}"
-    fresh_folder(args)
+    claim(args)
     return task
 
 

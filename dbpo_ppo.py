@@ -30,11 +30,11 @@ from runs import (
     above_zero,
     check_device,
     check_seed,
+    claim,
     cli,
     curves,
     first_not_finite,
     flags_of,
-    fresh_folder,
     load_state,
     refuse_flags,
     save_torch,
@@ -601,7 +601,7 @@ def resolve(args):
     args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
     check_ranges(args, task)
     args.sigma_range = list(args.sigma_range)
-    fresh_folder(args)
+    claim(args)
     return policy, task
 
 

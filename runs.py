@@ -4,6 +4,7 @@
   log.jsonl    one object a line: {"step": ..., "loss": ...}; log.csv holds the same as a table
   state.pt     all that --resume needs, replaced atomically
   ckpt.pt      the policy (policy.py), replaced atomically
+  .lock        held by the process that writes the folder
 
 The command draws the scores of runs. Seeds of one setting are drawn together.
 """
@@ -21,16 +22,27 @@ import math
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: there are no locks then
+    fcntl = None
+
 PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr", "h5py")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEEDS = 2**63  # seeds lie below; torch's take no more
 START_SEEDS = 2**32  # start seeds lie below: numpy's RandomState in the simulators takes no more
+WHOLE = 2**31  # whole numbers on a command line lie below, but for seeds
+SHOWN = 1000  # characters of an error line
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+FOLDER_FILES = ("flags.json", "log.jsonl", "log.csv", "state.pt", "ckpt.pt", "best.pt", ".lock")
 SCORE_COLUMNS = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
 
 
@@ -59,25 +71,80 @@ def keep_memory():
 def cli(main, *, interrupted="interrupted"):
     """Run main(), and end without a traceback where the user or the system is the cause.
 
-    interrupted: the line on stderr after Ctrl-C, with exit code 130. A BadInput and a full disk
-    become one line on stderr and exit code 2. A reader of the output that has gone (`| head -1`) is
-    no error: exit code 141, as of programs that SIGPIPE ends.
+    interrupted: the line on stderr after Ctrl-C, with exit code 130. A BadInput, a full disk and a
+    lack of memory become one line on stderr and exit code 2. A reader of the output that has gone
+    (`| head -1`) is no error: exit code 141, as of programs that SIGPIPE ends. Control characters
+    in what is printed are shown, not sent to the terminal.
     """
     keep_memory()
+    with plain_output():
+        try:
+            run_and_flush(main)
+        except BadInput as e:
+            stop(f"error: {one_line(e)}", 2)
+        except KeyboardInterrupt:
+            stop(interrupted, 130)
+        except OSError as e:
+            broken = any(s and is_broken(s) for s in (sys.stdout, sys.stderr))
+            if not broken and e.errno not in DISK_FULL:
+                raise
+            message = (
+                f"error: output cannot be written ({e.strerror}): make room, or write elsewhere"
+            )
+            if isinstance(e, BrokenPipeError):
+                stop(None, 141)
+            stop(message, 2)
+        except (MemoryError, RuntimeError) as e:
+            if not lacks_memory(e):
+                raise
+            stop(f"error: {one_line(e)}: lower the sizes that were asked for", 2)
+
+
+def lacks_memory(e):
+    """Whether an error says that memory was asked for that is not there."""
+    return isinstance(e, MemoryError) or any(words in str(e) for words in NO_MEMORY)
+
+
+def one_line(e):
+    """An error's text on one line, without its middle if it is long."""
+    text = " ".join(str(e).split()) or type(e).__name__
+    if len(text) > SHOWN:
+        text = f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
+    return text
+
+
+class Plain:
+    """A text stream that shows control characters as "\\x1b" instead of sending them on.
+
+    Names in files from outside may hold escapes that rewrite a terminal. The ends of lines and the
+    carriage return of progress bars pass.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Write a text; what the stream's encoding lacks is shown as "\\u03c4"."""
+        shown = CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+        encoding = self.stream.encoding or "utf-8"
+        self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+
+@contextlib.contextmanager
+def plain_output():
+    """Inside the `with`, standard output and standard error are Plain."""
+    before = (sys.stdout, sys.stderr)
+    sys.stdout = sys.stdout and Plain(sys.stdout)
+    sys.stderr = sys.stderr and Plain(sys.stderr)
     try:
-        run_and_flush(main)
-    except BadInput as e:
-        stop(f"error: {' '.join(str(e).split())}", 2)
-    except KeyboardInterrupt:
-        stop(interrupted, 130)
-    except OSError as e:
-        broken = any(s and is_broken(s) for s in (sys.stdout, sys.stderr))
-        if not broken and e.errno not in DISK_FULL:
-            raise
-        message = f"error: output cannot be written ({e.strerror}): make room, or write elsewhere"
-        if isinstance(e, BrokenPipeError):
-            stop(None, 141)
-        stop(message, 2)
+        yield
+    finally:
+        sys.stdout = before[0]
+        sys.stderr = before[1]
 
 
 def run_and_flush(main):
@@ -170,6 +237,15 @@ class Parser(argparse.ArgumentParser):
         words = inspect.cleandoc(description or "")  # a docstring, without its indentation
         super().__init__(description=words, allow_abbrev=False, formatter_class=Help, **kw)
 
+    def parse_args(self, args=None, namespace=None):
+        """The flags; whole numbers that no size can have are refused. Raises BadInput."""
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            for v in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(v, int) and abs(v) >= WHOLE and "seed" not in name:
+                    raise BadInput(f"{spelled(name)} must lie below {WHOLE}, not {v}")
+        return parsed
+
     def error(self, message):
         """Raise BadInput, which `cli` turns into one line and exit code 2."""
         raise BadInput(f"{message} (see --help)")
@@ -181,11 +257,11 @@ def spelled(name):
 
 
 def above_zero(args, *names):
-    """Refuse flags that are given but not finite and above 0. Raises BadInput."""
+    """Refuse flags that are given but not finite and above 0 as float32. Raises BadInput."""
     for name in names:
         value = getattr(args, name)
         for v in value if isinstance(value, (list, tuple)) else [value]:
-            if v is not None and not 0 < v < math.inf:
+            if v is not None and not 0 < ctypes.c_float(v).value < math.inf:
                 raise BadInput(f"{spelled(name)} must be above 0, not {v}")
 
 
@@ -232,6 +308,87 @@ def flags_of(args):
 
 
 # ---- files ---------------------------------------------------------------------------------------
+
+
+def check_output(args, *names):
+    """Refuse output files that cannot be written, before any work is done. Raises BadInput.
+
+    names: flags that hold a path or None.
+    """
+    for name in names:
+        path = getattr(args, name)
+        if path is None:
+            continue
+        what = f"{spelled(name)} {path}"
+        if os.path.isdir(path):
+            raise BadInput(f"{what} is a folder: name a file in it")
+        if not os.path.exists(path) or os.path.isfile(path):
+            check_place(what, path)
+        elif not os.access(path, os.W_OK):
+            raise BadInput(f"{what} cannot be written: name another place")
+
+
+def check_folder(args, *names):
+    """Refuse output folders in which nothing can be written. Raises BadInput."""
+    for name in names:
+        path = Path(getattr(args, name))
+        what = f"{spelled(name)} {path}"
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise BadInput(f"{what} is a file: name a folder")
+        check_place(what, path / "file")
+
+
+def check_place(what, path):
+    """Refuse a file that cannot be made, by trying to make another beside it. Raises BadInput."""
+    try:
+        path = Path(os.path.realpath(path))
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long is refused here
+        folder = path.parent
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise BadInput(f"{what} cannot be written ({reason}): name another place") from e
+
+
+class Lock:
+    """An exclusive lock on a file, which is made if it is missing, and stays.
+
+    The lock ends with its process, also a killed one, and forked workers do not inherit it. wait:
+    wait for a process that holds it; otherwise BadInput names that process. Windows has no such
+    lock: then nothing is locked.
+    """
+
+    def __init__(self, path, *, wait=False):
+        self.file = open(path, "a+")
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a file system without locks
+            self.file.seek(0)
+            holder = self.file.read(200).strip() or "another process"
+            self.file.close()
+            folder = Path(path).parent
+            raise BadInput(
+                f"{folder} is being written by {holder}: wait for it, or name another folder"
+            ) from e
+        self.file.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=self.file, flush=True)
+
+    def release(self):
+        """Let others have it."""
+        self.file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
 
 
 def atomic(path, write):
@@ -351,17 +508,31 @@ def write_csv(path, rows):
 
 
 def read_log(out):
-    """Rows of a run folder's log.jsonl; a last line cut short by a kill is dropped."""
+    """Rows of a run folder's log.jsonl. Lines that are no rows are left out, and counted on stderr.
+
+    The last line may have been cut short by a kill: no word is said of it.
+    """
     path = Path(out) / "log.jsonl"
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    with contextlib.suppress(OSError):
+        lines = path.read_bytes().splitlines()
+        rows = [parsed_row(line) for line in lines]
+        bad = sum(row is None for row in rows[:-1])
+        if bad:
+            print(f"{path}: {bad} of {len(rows)} lines are no rows: left out", file=sys.stderr)
+        return [row for row in rows if row is not None]
+    raise BadInput(f"{path} cannot be read: name another run folder")
+
+
+def parsed_row(line):
+    """A line of log.jsonl as a dict of numbers with a step, or None if it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(row, dict) and all(type(v) in (int, float) for v in row.values())
+    return row if numbers and type(row.get("step")) is int else None
 
 
 # ---- numbers that are not finite -----------------------------------------------------------------
@@ -423,12 +594,28 @@ def versions():
 # ---- the run folder ------------------------------------------------------------------------------
 
 
-def fresh_folder(args):
-    """Refuse to begin a run in a folder that holds one. Raises BadInput."""
-    if (Path(args.out) / "state.pt").exists() and not args.resume:
+def claim(args):
+    """Take the run folder args.out for this process, and make it if it is missing.
+
+    Temporary files that a kill left are deleted. Returns its Lock. Raises BadInput if another
+    process writes the folder, if it cannot be written, and if it holds a run and --resume was not
+    given.
+    """
+    out = Path(args.out)
+    check_folder(args, "out")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in FOLDER_FILES:
+        if (out / name).is_dir():
+            raise BadInput(f"{out / name} is a folder: name another run folder with --out")
+    lock = Lock(out / ".lock")
+    if (out / "state.pt").exists() and not args.resume:
         raise BadInput(
             f"{args.out} holds a run: go on with --resume, or name another folder with --out"
         )
+    for left in out.glob(".*"):
+        if re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", left.name):  # as `atomic` names them
+            left.unlink(missing_ok=True)
+    return lock
 
 
 def load_state(args, device, needs, free, *, weights=()):
@@ -546,7 +733,7 @@ def curves(run, path, panels, x="step"):
         if len(names) > 1:
             ax.legend(frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=110)
+    atomic(path, lambda f: fig.savefig(f, format="png", dpi=110))
 
 
 def setting_of(run):
@@ -644,7 +831,9 @@ def parse(argv=None):
         metavar="LABEL=SCORE",
         help="dashed lines to compare with",
     )
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    check_output(args, "png", "csv")
+    return args
 
 
 def main():
@@ -653,7 +842,7 @@ def main():
     rows = []
     for out in args.runs:
         for row in read_log(out):
-            if "score" in row:
+            if "score" in row and args.x in row:
                 kept = {k: row[k] for k in SCORE_COLUMNS if k in row}
                 rows.append({"run": Path(out).name, **kept})
     if not rows:

@@ -11,6 +11,7 @@ import zipfile
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -319,13 +320,63 @@ def test_resume_drops_later_rows(tmp_path):
 
 
 def test_a_run_folder_is_not_begun_twice(tmp_path):
-    args = Namespace(out=str(tmp_path), resume=False)
-    runs.fresh_folder(args)
-    save_torch(tmp_path / "state.pt", {})
+    args = Namespace(out=str(tmp_path / "new" / "run"), resume=False)
+    runs.claim(args).release()
+    save_torch(f"{args.out}/state.pt", {})
     with pytest.raises(BadInput, match="holds a run: go on with --resume"):
-        runs.fresh_folder(args)
+        runs.claim(args)
     args.resume = True
-    runs.fresh_folder(args)
+    Path(args.out, ".ckpt.pt.abcd_123").write_text("what a kill left")
+    runs.claim(args).release()
+    assert sorted(os.listdir(args.out)) == [".lock", "state.pt"]
+
+
+HOLDER = """
+import runs, sys
+lock = runs.Lock(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_process_writes_a_run_folder(tmp_path):
+    """The second is told of the first, until that is killed."""
+    args = Namespace(out=str(tmp_path), resume=False)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / ".lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BadInput, match=f"written by process {holder.pid} on .*: wait for it"):
+            runs.claim(args)
+        holder.kill()
+    with runs.claim(args):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("name", ["flags.json", "ckpt.pt", "log.jsonl", ".lock"])
+def test_a_folder_in_place_of_a_file_of_a_run(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(BadInput, match=f"{name} is a folder: name another run folder"):
+        runs.claim(Namespace(out=str(tmp_path), resume=False))
+
+
+def test_damaged_lines_of_a_log_hide_no_others(tmp_path, capsys):
+    lines = [
+        b'{"step": 1, "loss": 2.0}',
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"loss": 3.0}',
+        b'{"step": "2", "loss": 1.0}',
+        b'{"step": 2, "loss": {}}',
+        b'{"step": 3, "loss": NaN}',
+        b'{"step": 4, "lo',
+    ]
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 3]
+    assert "log.jsonl: 5 of 8 lines are no rows: left out" in capsys.readouterr().err
 
 
 def test_load_state(tmp_path):
@@ -366,6 +417,82 @@ def test_cli(capsys):
     assert capsys.readouterr() == ("fine\n", "")
     with pytest.raises(ZeroDivisionError):  # a bug is not bad input
         cli(lambda: 1 / 0)
+
+
+def test_terminal_escapes_are_shown(capsys, monkeypatch):
+    """Names in files come from outside; no escape of theirs reaches the terminal."""
+    hostile = "\x1b]0;title\x07\x9b31m\u202ename\udcff\x00"
+    shown = "\\x1b]0;title\\x07\\x9b31m\\u202ename\\udcff\\x00"
+
+    def bad():
+        print(hostile)
+        raise BadInput(f"{hostile}\r\nthere")
+
+    with pytest.raises(SystemExit):
+        cli(bad)
+    assert capsys.readouterr() == (f"{shown}\n", f"error: {shown} there\n")
+
+
+def test_a_long_error_line_is_cut(capsys):
+    def bad():
+        raise BadInput("a" * 5000 + ": do this")
+
+    with pytest.raises(SystemExit):
+        cli(bad)
+    line = capsys.readouterr().err
+    assert len(line) < 1100 and line.endswith("aaa: do this\n")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: torch.empty(2**60),
+        lambda: torch.empty(2**40, 2**40),
+        lambda: np.empty(2**58),
+        lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys, ask):
+    def main():
+        failure = ask()
+        raise failure
+
+    with pytest.raises(SystemExit) as e:
+        cli(main)
+    found = capsys.readouterr().err
+    assert e.value.code == 2 and found.count("\n") == 1 and "lower the sizes" in found
+
+
+# ---- outputs -------------------------------------------------------------------------------------
+
+
+def test_outputs_that_can_be_written(tmp_path):
+    """Nothing is made by looking."""
+    (tmp_path / "there.json").write_text("old")
+    names = ("json", "png", "csv")
+    args = Namespace(json=tmp_path / "there.json", png=tmp_path / "a" / "b" / "new.png", csv=None)
+    runs.check_output(args, *names)
+    runs.check_output(Namespace(json="/dev/null"), "json")
+    runs.check_folder(Namespace(out=tmp_path / "c" / "d"), "out")
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("there.json", "old")]
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("folder", "--json .*folder is a folder: name a file in it"),
+        ("file/x.json", "Not a directory"),
+        ("x" * 5000, "File name too long"),
+        ("x/" * 2500, "File name too long"),
+        ("a\0b", "null"),
+        ("/proc/x.json", "cannot be written"),
+    ],
+)
+def test_outputs_that_cannot_be_written(tmp_path, path, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=message):
+        runs.check_output(Namespace(json=str(tmp_path / path)), "json")
 
 
 @pytest.mark.parametrize("value, bad", [(0, 0), (-1, -1), ([1, float("nan")], "nan"), ((2,), None)])
@@ -429,6 +556,7 @@ def test_help_is_a_manual(monkeypatch):
     [
         (["x", "--see", "1"], "unrecognized arguments: --see 1"),  # no abbreviations
         (["x", "--seed", "one"], "argument --seed: invalid int value"),
+        (["x", "--T-p", str(10**26)], "--T-p must lie below 2147483648"),
         ([], "the following arguments are required: ckpt"),
         (["x", "--task", "z"], "argument --task: invalid choice"),
     ],
