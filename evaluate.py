@@ -17,7 +17,17 @@ import torch
 from baselines import prepare
 from envs import closing, make_vec, task_named
 from policy import Policy
-from runs import START_SEEDS, BadInput, Parser, above_zero, atomic, check_device, check_seed, cli
+from runs import (
+    START_SEEDS,
+    BadInput,
+    Parser,
+    above_zero,
+    atomic,
+    check_device,
+    check_output,
+    check_seed,
+    cli,
+)
 
 START_SEED = 100_000  # Diffusion Policy's first test seed
 
@@ -293,6 +303,7 @@ def parse(argv=None):
         raise BadInput("--show is the number of episodes in --video: give both, or neither")
     if args.z_scale is not None and not 0 <= args.z_scale < float("inf"):
         raise BadInput(f"--z-scale {args.z_scale} must not be below 0, nor infinite")
+    check_output(args, "json", "video")
     check_device(args.device)
     return args
 

@@ -14,7 +14,7 @@ import torch
 
 from drift import SELF_MASK, affinity, coefficients, drift, reference_pool
 from envs import TASKS, make_env
-from runs import Parser, atomic, cli
+from runs import Parser, atomic, check_folder, cli
 
 # ---- the method ---------------------------------------------------------------------------------
 
@@ -208,6 +208,7 @@ def main():
     p.add_argument("--only", choices=tuple(FIGURES), help="draw this picture and not the other")
     p.add_argument("--out", default="figures", metavar="DIR", help="folder of the pictures")
     args = p.parse_args()
+    check_folder(args, "out")
     for name, (make, dpi) in FIGURES.items():
         if args.only in (None, name):
             path = Path(args.out) / f"{name}.png"

@@ -15,6 +15,8 @@ from runs import BadInput, load_torch, not_finite, save_torch
 from unet import UNet1d
 
 FORMAT = "drift-policy-2"
+LONGEST = 2**16  # steps of a chunk, numbers of an action or an observation, channels of a level
+LISTS = {"dims": 8, "shape": 3}  # how many numbers they hold at most
 
 
 class Normalizer(nn.Module):
@@ -210,17 +212,21 @@ class Policy(nn.Module):
             raise BadInput(f"{path} is not a policy checkpoint: pass the ckpt.pt of a run folder")
         if state["format"] != FORMAT:
             raise BadInput(
-                f"{path} has the format {state['format']}, this version reads {FORMAT}: train again"
+                f"{path} has the format {one_word(state['format'])}, this version reads {FORMAT}: "
+                "train again"
             )
-        try:
-            policy = cls(state["shape"])
-            flags = state["flags"]
-            policy.load_state_dict({**state["weights"], **(state["ema"] if ema else {})})
-        except (KeyError, RuntimeError, TypeError, AttributeError) as e:
-            raise BadInput(
-                f"{path}: its weights do not fit its own description ({type(e).__name__}); "
-                "it was made by another version"
-            ) from e
+        check_shape(state.get("shape"), path)
+        weights = state.get("weights")
+        averaged = state.get("ema")
+        flags = state.get("flags")
+        if not all(isinstance(part, dict) for part in (weights, averaged, flags)):
+            raise BadInput(f"{path} lacks weights, ema or flags: take another checkpoint")
+        with torch.device("meta"):  # as large as it claims to be, but without memory
+            claimed = cls(state["shape"]).state_dict()
+        check_weights({**averaged, **weights}, claimed, path)
+        check_weights({**weights, **averaged}, claimed, path)
+        policy = cls(state["shape"])
+        policy.load_state_dict({**weights, **(averaged if ema else {})})
         bad = not_finite(policy.state_dict())
         if bad:
             raise BadInput(
@@ -244,6 +250,84 @@ class Policy(nn.Module):
                     f"{path} takes {what} {taken}, but {task.name} has {offered}: "
                     "train again on this version of the task"
                 )
+
+
+# ---- what a checkpoint says of itself -----------------------------------------------------------
+
+
+def check_shape(shape, path):
+    """Refuse a description that no policy of this project has. Raises BadInput.
+
+    The file may be damaged, or made to do harm: its types and sizes are looked at before anything
+    is built by it.
+    """
+    try:
+        fits = (
+            all(is_name(name) for name in (shape["task"], shape.get("method", "dbp")))
+            and all(is_size(shape[k]) for k in ("D_a", "T_o", "T_p", "T_a"))
+            and shape["T_o"] - 1 + shape["T_a"] <= shape["T_p"]
+            and are_sizes(shape["dims"], LISTS["dims"])
+            and (shape.get("time_dim", 0) == 0 or is_size(shape["time_dim"]))
+            and isinstance(shape["obs"], dict)
+            and len(shape["obs"]) > 0
+            and all(is_name(name) for name in shape["obs"])
+            and all(are_sizes(spec["shape"], LISTS["shape"]) for spec in shape["obs"].values())
+            and all(spec["dtype"] in ("float32", "uint8") for spec in shape["obs"].values())
+        )
+    except (KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise BadInput(
+            f"{path} does not describe a policy of this project ({one_word(shape)}): take another "
+            "checkpoint"
+        )
+
+
+def is_name(value):
+    """Whether a value is a short text of printable characters."""
+    return isinstance(value, str) and 1 <= len(value) <= 100 and value.isprintable()
+
+
+def is_size(value):
+    """Whether a value is a whole number from 1 to LONGEST; True is none."""
+    return type(value) is int and 1 <= value <= LONGEST
+
+
+def are_sizes(values, most):
+    """Whether a value is a list of 1 to `most` sizes."""
+    return (
+        isinstance(values, (list, tuple))
+        and 1 <= len(values) <= most
+        and all(is_size(v) for v in values)
+    )
+
+
+def check_weights(weights, claimed, path):
+    """Refuse weights {name: tensor} unless they are as the description claims. Raises BadInput.
+
+    claimed: {name: tensor without memory}. A tensor that repeats one number, so that it takes more
+    memory than the file, is refused.
+    """
+    for name in [*claimed, *(name for name in weights if name not in claimed)]:
+        there = weights.get(name)
+        due = claimed.get(name)
+        if not (
+            isinstance(there, torch.Tensor)
+            and due is not None
+            and there.layout == torch.strided
+            and there.shape == due.shape
+            and there.dtype == due.dtype
+            and there.is_contiguous()
+        ):
+            raise BadInput(
+                f"{path}: its weights do not fit its own description ({one_word(name)}): it is "
+                "damaged, or was made by another version"
+            )
+
+
+def one_word(value):
+    """A value from a file for an error message, of 200 characters at most."""
+    return str(value)[:200]
 
 
 def encode(obs, norms, encoder):

@@ -36,7 +36,16 @@ from torch import nn
 from tqdm import tqdm
 
 from drift import FLOOR_F, drift, drift_loss
-from runs import BadInput, Parser, above_zero, atomic, cli, write_csv
+from runs import (
+    BadInput,
+    Parser,
+    above_zero,
+    atomic,
+    check_folder,
+    check_seed,
+    cli,
+    write_csv,
+)
 
 SIGMA = 0.08  # the width of one Gaussian of "gaussians"
 CENTRES = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])
@@ -669,6 +678,8 @@ def parse(argv=None):
     if unknown:
         raise BadInput(f"--targets {unknown[0]}: unknown; choose from {', '.join(EVERY)}")
     above_zero(args, "K", "many", "temp", "batch", "steps", "lr", "spread")
+    check_seed(args, "seed")
+    check_folder(args, "out")
     return args
 
 

@@ -540,3 +540,98 @@ def test_weights_that_do_not_fit(tmp_path):
             Policy.load(path, task="pusht")
     save_torch(path, good)
     Policy.load(path, task="pusht")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": 5},
+        {"task": "\x1b]0;title\x07"},
+        {"task": "x" * 10**6},
+        {"method": ["bc"]},
+        {"T_a": 8.0},
+        {"T_a": True},
+        {"T_a": 0},
+        {"T_a": 16},
+        {"T_o": "2"},
+        {"T_p": 2**28},
+        {"D_a": None},
+        {"D_a": -2},
+        {"dims": 64},
+        {"dims": []},
+        {"dims": ["64", "128"]},
+        {"dims": [64] * 100},
+        {"dims": [2**40]},
+        {"time_dim": "32"},
+        {"obs": {}},
+        {"obs": {1: {"shape": [20], "dtype": "float32"}}},
+        {"obs": {"state": {"shape": [20]}}},
+        {"obs": {"state": {"shape": 20, "dtype": "float32"}}},
+        {"obs": {"state": {"shape": [2**60], "dtype": "float32"}}},
+        {"obs": {"state": {"shape": [20], "dtype": "object"}}},
+        {"obs": {"state": 7}},
+    ],
+)
+def test_a_description_of_wrong_types(tmp_path, change):
+    path = tmp_path / "ckpt.pt"
+    p = policy()
+    p.save(path)
+    state = load_torch(path)
+    state["shape"] = {**state["shape"], **change}
+    save_torch(path, state)
+    refused(path, "does not describe a policy of this project")
+
+
+@pytest.mark.parametrize("shape", [None, [], "pusht", 3])
+def test_no_description(tmp_path, shape):
+    path = tmp_path / "ckpt.pt"
+    policy().save(path)
+    save_torch(path, {**load_torch(path), "shape": shape})
+    refused(path, "does not describe a policy of this project")
+
+
+@pytest.mark.parametrize("part", ["weights", "ema", "flags"])
+@pytest.mark.parametrize("value", [None, [1], "x"])
+def test_a_part_of_another_type(tmp_path, part, value):
+    path = tmp_path / "ckpt.pt"
+    policy().save(path)
+    save_torch(path, {**load_torch(path), part: value})
+    refused(path, "lacks weights, ema or flags")
+
+
+def test_claims_take_no_memory(tmp_path):
+    """A checkpoint of some kB claims a network of TBs, also with tensors that repeat one number."""
+    path = tmp_path / "ckpt.pt"
+    policy().save(path)
+    state = load_torch(path)
+    state["shape"]["dims"] = [16_384, 32_768, 65_536]
+    save_torch(path, state)
+    refused(path, "do not fit its own description")
+    with torch.device("meta"):
+        claimed = Policy(state["shape"]).state_dict()
+    assert sum(v.nbytes for v in claimed.values()) > 2**36
+    state["weights"] = {k: torch.zeros(1).expand(v.shape) for k, v in claimed.items()}
+    save_torch(path, state)
+    refused(path, "do not fit its own description")
+    assert path.stat().st_size < 2**20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.double(),
+        lambda v: v.to_sparse(),
+        lambda v: v.tolist(),
+        lambda v: v[..., None],
+        lambda v: None,
+    ],
+    ids=["double", "sparse", "list", "another axis", "none"],
+)
+def test_weights_of_another_kind(tmp_path, change):
+    path = tmp_path / "ckpt.pt"
+    policy().save(path)
+    state = load_torch(path)
+    name = "net.out.1.weight"
+    state["weights"][name] = change(state["weights"][name])
+    save_torch(path, state)
+    refused(path, "do not fit its own description (net.out.1.weight)")
