@@ -623,7 +623,7 @@ def policy_and_task(args):
         raise BadInput(
             f"{args.init} has T_p {policy.T_p}, not {args.T_p}: pass a checkpoint of that horizon"
         )
-    policy.set_executed(args.T_a or policy.T_a)
+    policy.set_executed(policy.T_a if args.T_a is None else args.T_a)
     args.task = task.name
     args.T_p = policy.T_p
     args.T_a = policy.T_a

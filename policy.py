@@ -56,9 +56,16 @@ def bounds(y):
 def data_ranges(obs, action):
     """The ranges that a Policy normalises by, from all data: obs {name: (N, ...)}, action (N, D_a).
 
-    Pictures have none: their encoder scales them.
+    Pictures have none: their encoder scales them. Raises BadInput if numbers are so large that
+    their range is not finite as float32.
     """
     numbers = {name: bounds(y) for name, y in obs.items() if y.dtype != torch.uint8}
+    for name, (lo, hi) in {**numbers, "action": bounds(action)}.items():
+        if not ((hi - lo).isfinite() & (hi + lo).isfinite()).all():
+            raise BadInput(
+                f"{name} has numbers from {lo.min():g} to {hi.max():g}: too large for float32, "
+                "give them in another unit"
+            )
     return {"obs": numbers, "action": bounds(action)}
 
 

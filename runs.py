@@ -42,6 +42,7 @@ WHOLE = 2**31  # whole numbers on a command line lie below, but for seeds
 SHOWN = 1000  # characters of an error line
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+PICTURES = {"png": ".png", "video": ".gif"}  # how the file of such a flag must end
 FOLDER_FILES = ("flags.json", "log.jsonl", "log.csv", "state.pt", "ckpt.pt", "best.pt", ".lock")
 SCORE_COLUMNS = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
 
@@ -97,7 +98,7 @@ def cli(main, *, interrupted="interrupted"):
         except (MemoryError, RuntimeError) as e:
             if not lacks_memory(e):
                 raise
-            stop(f"error: {one_line(e)}: lower the sizes that were asked for", 2)
+            stop("error: there is not enough memory: lower the sizes that were asked for", 2)
 
 
 def lacks_memory(e):
@@ -320,12 +321,20 @@ def check_output(args, *names):
         if path is None:
             continue
         what = f"{spelled(name)} {path}"
+        ending = PICTURES.get(name, "")
         if os.path.isdir(path):
             raise BadInput(f"{what} is a folder: name a file in it")
-        if not os.path.exists(path) or os.path.isfile(path):
+        if not str(path).endswith(ending) and not is_device(path):
+            raise BadInput(f"{what}: the file is a {ending[1:].upper()}, so name it *{ending}")
+        if not is_device(path):
             check_place(what, path)
         elif not os.access(path, os.W_OK):
             raise BadInput(f"{what} cannot be written: name another place")
+
+
+def is_device(path):
+    """Whether a path names something that is neither a file nor a folder, such as /dev/stdout."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def check_folder(args, *names):
@@ -400,7 +409,7 @@ def atomic(path, write):
     refuses: then the old content is still there.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
+        if is_device(path) or os.path.isdir(path):
             _write_through(path, write)
         else:
             _replace(Path(os.path.realpath(path)), write)
@@ -462,9 +471,9 @@ def load_torch(path, map_location="cpu"):
     """
     import torch
 
-    path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadInput(f"{path}: no such file")
+    path = Path(path)
     check_archive(path)
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -513,7 +522,7 @@ def read_log(out):
     The last line may have been cut short by a kill: no word is said of it.
     """
     path = Path(out) / "log.jsonl"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return []
     with contextlib.suppress(OSError):
         lines = path.read_bytes().splitlines()
@@ -625,7 +634,10 @@ def load_state(args, device, needs, free, *, weights=()):
     them, if weights are not finite, and if a flag differs from the one that the run was begun with,
     except for the flags named in `free`.
     """
-    state = load_torch(Path(args.out) / "state.pt", device)
+    path = Path(args.out) / "state.pt"
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no run to go on with: leave out --resume")
+    state = load_torch(path, device)
     if not isinstance(state, dict) or not {"flags", *needs, *weights} <= set(state):
         raise BadInput(
             f"{args.out}/state.pt is not the state of a run of this version: "

@@ -495,6 +495,13 @@ def test_outputs_that_cannot_be_written(tmp_path, path, message):
         runs.check_output(Namespace(json=str(tmp_path / path)), "json")
 
 
+@pytest.mark.parametrize("name, path", [("png", "x.pdf"), ("video", "x.mp4"), ("png", "x")])
+def test_pictures_are_named_by_their_kind(tmp_path, name, path):
+    with pytest.raises(BadInput, match=f"--{name} .*: the file is a (PNG|GIF), so name it"):
+        runs.check_output(Namespace(**{name: str(tmp_path / path)}), name)
+    runs.check_output(Namespace(**{name: "/dev/null"}), name)
+
+
 @pytest.mark.parametrize("value, bad", [(0, 0), (-1, -1), ([1, float("nan")], "nan"), ((2,), None)])
 def test_above_zero(value, bad):
     args = Namespace(T_a=value, lr=None)
