@@ -6,8 +6,11 @@
 What each of them gains and costs stands in RESULTS.md.
 """
 
+import os
+
 import torch
 
+from runs import BadInput
 from unet import Z_GAIN
 
 
@@ -24,13 +27,31 @@ def spread_outputs(net, std, z, cond):
     last.bias -= net(z, cond).mean((0, 1))
 
 
+def installed_memory(device):
+    """The bytes of memory that a device has; infinite on a system that does not say (Windows)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class Memory:
     """The last N hypotheses of every window, as further negatives of the drift.
 
-    chunks (n, N, T_p, D_a): newest first; filled (n,): how many of them are there.
+    chunks (n, N, T_p, D_a): newest first; filled (n,): how many of them are there. Raises BadInput
+    before it takes more than half of the device's memory.
     """
 
     def __init__(self, windows, N, T_p, D_a, device):
+        each = 4 * windows * T_p * D_a  # bytes of one hypothesis of every window, in float32
+        limit = installed_memory(device) / 2
+        if N * each > limit:
+            raise BadInput(
+                f"--memory {N} takes {N * each / 1e9:.1f} GB for {windows} windows, more than half "
+                f"of the memory of {device}: give at most {int(limit // each)}"
+            )
         self.chunks = torch.zeros(windows, N, T_p, D_a, device=device)
         self.filled = torch.zeros(windows, dtype=torch.long, device=device)
 

@@ -39,8 +39,11 @@ def reference_pool(x, pos, neg, w_x, w_pos, w_neg):
 
 
 def affinity(d, w, tau):
-    """Eqs. 8, 30, 31: normalised distances d and weights w -> A, all of shape (..., B, K, R)."""
-    l = -d / tau  # Eq. 30
+    """Eqs. 8, 30, 31: normalised distances d and weights w -> A, all of shape (..., B, K, R).
+
+    A reference of weight 0 counts as absent: it takes no share of the softmax over the references.
+    """
+    l = (-d / tau).masked_fill(w == 0, torch.finfo(d.dtype).min)  # Eq. 30
     return w * (l.softmax(-1) * l.softmax(-2)).clamp_min(FLOOR_A).sqrt()  # Eq. 31, note 1
 
 

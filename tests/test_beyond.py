@@ -4,8 +4,9 @@ list."""
 import pytest
 import torch
 
-from beyond import Memory, spread_outputs
+from beyond import Memory, installed_memory, spread_outputs
 from drift import chunk_loss
+from runs import BadInput
 from unet import UNet1d
 
 
@@ -118,14 +119,64 @@ def test_memory_goes_on(tmp_path):
     assert torch.equal(memory.filled, other.filled)
 
 
-def test_an_empty_memory_has_no_part_in_the_scale():
-    """Eq. 29 averages with the weights, which are 0 for what is not there yet."""
+def loss_gradient_and_scale(x, pos, **how):
+    """What chunk_loss gives: the loss, its gradient in x, and the mean distance s."""
+    x = x.clone().requires_grad_()
+    loss, info = chunk_loss(x, pos, temps=(0.05, 0.2), **how)
+    loss.backward()
+    return loss.detach(), x.grad, info["s"]
+
+
+@pytest.mark.parametrize("filled", [0, 2])
+def test_an_empty_slot_has_no_part_in_the_drift(filled):
+    """Neither in the scale of Eq. 29 nor in the softmaxes of Eq. 31: as if it were not there.
+
+    An empty memory had changed a third of the gradient.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 8, 2, dtype=torch.float64)
+    pos = torch.randn(3, 1, 8, 2, dtype=torch.float64)
+    memory = Memory(3, 5, 8, 2, "cpu")
+    if filled:
+        memory.negatives(torch.arange(3), torch.randn(3, filled, 8, 2))
+    past = memory.negatives(torch.arange(3), x.float())
+    alone = {"neg": past["neg"][:, :filled].double()} if filled else {}
+    for a, b in zip(
+        loss_gradient_and_scale(x, pos, **past), loss_gradient_and_scale(x, pos, **alone)
+    ):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_a_filled_slot_has_a_part_in_the_drift():
     torch.manual_seed(0)
     x = torch.randn(3, 4, 8, 2)
     pos = torch.randn(3, 1, 8, 2)
-    _, without = chunk_loss(x, pos)
     memory = Memory(3, 5, 8, 2, "cpu")
-    _, empty = chunk_loss(x, pos, **memory.negatives(torch.arange(3), x))
-    torch.testing.assert_close(empty["s"], without["s"])
-    _, filled = chunk_loss(x, pos, **memory.negatives(torch.arange(3), x))
-    assert abs(filled["s"] - without["s"]) > 1e-3
+    memory.negatives(torch.arange(3), x)
+    _, grad, s = loss_gradient_and_scale(x, pos)
+    _, grad_of_filled, s_of_filled = loss_gradient_and_scale(
+        x, pos, **memory.negatives(torch.arange(3), x)
+    )
+    assert abs(s_of_filled - s) > 1e-3
+    assert (grad_of_filled - grad).norm() > 0.1 * grad.norm()
+
+
+def test_nothing_is_divided_by_zero_where_all_references_are_absent():
+    """One observation whose references all have the weight 0 is left where it is."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 2)
+    there = torch.tensor([[0.0], [1.0]])
+    _, grad, _ = loss_gradient_and_scale(x, torch.randn(2, 1, 8, 2), w_x=there, w_pos=there)
+    assert grad.isfinite().all()
+    assert (grad[0] == 0).all()
+    assert (grad[1] != 0).all()
+
+
+def test_a_memory_that_does_not_fit_is_refused_before_it_is_allocated():
+    """The line says how much it would take, and the largest N that fits."""
+    windows = 10**6
+    with pytest.raises(BadInput, match="--memory 1000000 takes 128000.0 GB for 1000000") as e:
+        Memory(windows, 10**6, 16, 2, "cpu")
+    most = int(str(e.value).rsplit(" ", 1)[1])
+    needed = 4 * windows * 16 * 2 * most
+    assert needed <= installed_memory("cpu") / 2 < needed + 4 * windows * 16 * 2
