@@ -30,6 +30,14 @@ class ConvBlock(nn.Sequential):
             nn.SiLU(),
         )
 
+    def forward(self, x):
+        """x (N, C_in, T) -> (N, C_out, T), also under autocast in the dtype of the weights.
+
+        On a CPU autocast would normalise in bfloat16, which breaks forward-mode derivatives.
+        """
+        conv, norm, activation = self
+        return activation(norm(conv(x).to(norm.weight.dtype)))
+
 
 class ResBlock(nn.Module):
     """Two ConvBlocks with FiLM between them, and a skip.
@@ -116,7 +124,7 @@ class UNet1d(nn.Module):
             )
 
     def forward(self, z, cond):
-        """z (B, K, T_p, D_a) or (B, T_p, D_a), cond (B, C) -> the same shape as z."""
+        """z (B, K, T_p, D_a) or (B, T_p, D_a), cond (B, C) -> the shape and dtype of z."""
         return self.generate(z, self.embed(cond))
 
     def embed(self, cond):
@@ -124,7 +132,11 @@ class UNet1d(nn.Module):
         return self.film[:-1](cond)
 
     def generate(self, z, h):
-        """z (B, K, T_p, D_a) or (B, T_p, D_a), h (B, EMBED) -> the same shape as z."""
+        """z (B, K, T_p, D_a) or (B, T_p, D_a), h (B, EMBED) -> the shape and dtype of z.
+
+        Under autocast the last layer alone stays in the dtype of z, so that the differences between
+        nearly equal chunks are not rounded away.
+        """
         T_p, D_a = z.shape[-2:]
         self.check_horizon(T_p)
         film = iter(self.film[-1](h).split(self.film_sizes, dim=-1))  # (B, 2 C_out) per block
@@ -141,7 +153,10 @@ class UNet1d(nn.Module):
         for (first, second), grow in zip(self.up, self.grow):
             x = torch.cat([x, skips.pop()], dim=1)
             x = grow(second(first(x, next(film)), next(film)))
-        return self.out(x).transpose(1, 2).reshape(z.shape)
+        x = self.out[0](x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.out[1](x.to(z.dtype))
+        return x.transpose(1, 2).reshape(z.shape)
 
 
 def cosines(T_p, like):

@@ -296,6 +296,26 @@ def test_meanflow_derivative(monkeypatch):
         assert abs(by_hand(wrong) - wanted) > 1e-3 * wanted
 
 
+@pytest.mark.parametrize("method", OTHERS)
+def test_losses_under_autocast(method):
+    """Also MeanFlow's forward-mode derivative, on a CPU; the loss itself stays in float32."""
+    obs, pos = batch()
+    p = policy(method)
+
+    def loss_and_gradient(amp):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            loss = LOSSES[method](p, obs, pos, 4, generator())
+        p.zero_grad()
+        loss.backward()
+        return loss.detach(), torch.cat([q.grad.flatten() for q in p.net.parameters()])
+
+    loss, grad = loss_and_gradient(amp=False)
+    rounded, grad_of_rounded = loss_and_gradient(amp=True)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(loss.item(), rel=0.01)
+    assert torch.cosine_similarity(grad, grad_of_rounded, dim=0) > 0.99
+
+
 # ---- samplers ------------------------------------------------------------------------------------
 
 

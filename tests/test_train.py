@@ -384,9 +384,10 @@ def watch_precision(monkeypatch):
     def setup(args, task):
         made = real_setup(args, task)
         policy = made[1]
+        last = policy.net.out[-1]
         for module in policy.net.modules():
             if isinstance(module, (nn.Conv1d, nn.Linear)):
-                module.register_forward_hook(layer)
+                module.register_forward_hook(last_layer if module is last else layer)
         for p in policy.parameters():
             p.register_post_accumulate_grad_hook(lambda p: seen.add(("gradient", p.grad.dtype)))
         return made
@@ -394,6 +395,10 @@ def watch_precision(monkeypatch):
     def layer(module, inputs, out):
         if torch.is_grad_enabled():  # not the hypotheses that are drawn for the picture
             seen.add(("network", out.dtype))
+
+    def last_layer(module, inputs, out):
+        if torch.is_grad_enabled():
+            seen.add(("last layer", out.dtype))
 
     def affinity(d, w, tau):
         seen.add(("drift", d.dtype))
@@ -413,7 +418,7 @@ def watch_precision(monkeypatch):
 
 @pytest.mark.parametrize("amp", [True, False])
 def test_amp(tmp_path, demos, quick, monkeypatch, amp):
-    """--amp runs the network's layers in bfloat16; drift, gradients and weights stay float32."""
+    """--amp runs the network's layers but the last in bfloat16; all else stays float32."""
     seen = watch_precision(monkeypatch)
     hypotheses = watch_chunk_loss(monkeypatch)
     flags = ["--data", demos, "--steps", 3, *(["--amp"] if amp else [])]
@@ -421,10 +426,11 @@ def test_amp(tmp_path, demos, quick, monkeypatch, amp):
     layers = torch.bfloat16 if amp else torch.float32
     assert seen == {
         ("network", layers),
+        ("last layer", torch.float32),
         ("drift", torch.float32),
         ("gradient", torch.float32),
     }
-    assert {(x.dtype, more["pos"].dtype) for x, more in hypotheses} == {(layers, torch.float32)}
+    assert {(x.dtype, more["pos"].dtype) for x, more in hypotheses} == {(torch.float32,) * 2}
     (row,) = training_rows(tmp_path / "r")
     assert all(math.isfinite(v) for v in row.values())
     state = state_of(tmp_path / "r")
