@@ -33,17 +33,17 @@ class PointNet(nn.Module):
         self.project = nn.Sequential(nn.Linear(dims[-1], out), nn.LayerNorm(out))
 
     def winners(self, points):
-        """Indices (B, M) of points that win a channel; M: the most in any cloud, rows repeat."""
+        """Indices (B, M) of the points (B, N, 3) that win a channel, some of them repeatedly.
+
+        On a CPU M is the most that win in any cloud. Elsewhere it is the number of channels: a
+        shape that depends on the data would make the host wait for the device.
+        """
         with torch.no_grad():
-            # On a CPU, blocks of 4 clouds stay in its cache: the pass takes half the time.
-            blocks = points.split(4) if points.device.type == "cpu" else [points]
-            best = torch.cat([self.mlp(block).max(1).indices for block in blocks])  # (B, channels)
-        won = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-        won.scatter_(1, best, True)
-        order = won.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-        count = won.sum(1)
-        place = torch.arange(int(count.max()), device=points.device).expand(len(points), -1)
-        return order.gather(1, torch.minimum(place, count[:, None] - 1))
+            if points.device.type != "cpu":
+                return self.mlp(points).max(1).indices  # (B, channels)
+            # Blocks of 4 clouds stay in the CPU's cache: the pass takes half the time.
+            best = [self.mlp(block).max(1).indices for block in points.split(4)]
+        return distinct(torch.cat(best), points.shape[1])
 
     def forward(self, points):
         """points (B, N, 3) -> (B, out)."""
@@ -52,6 +52,19 @@ class PointNet(nn.Module):
             points = points.gather(1, i[..., None].expand(-1, -1, points.shape[-1]))
         # amax would split its gradient among ties, which is slower
         return self.project(self.mlp(points).max(1).values)
+
+
+def distinct(i, N):
+    """The different numbers in each row of i (B, C), all below N, in ascending order: (B, M).
+
+    M is the most of any row; shorter rows repeat their last number.
+    """
+    there = torch.zeros(len(i), N, dtype=torch.bool, device=i.device)
+    there.scatter_(1, i, True)
+    order = there.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    count = there.sum(1)
+    place = torch.arange(int(count.max()), device=i.device).expand(len(i), -1)
+    return order.gather(1, torch.minimum(place, count[:, None] - 1))
 
 
 def state_mlp(size, out=FEATURES):
