@@ -17,10 +17,11 @@ from unet import UNet1d
 FORMAT = "drift-policy-2"
 LONGEST = 2**16  # steps of a chunk, numbers of an action or an observation, channels of a level
 LISTS = {"dims": 8, "shape": 3}  # how many numbers they hold at most
+NO_RANGE = 1e-4  # below it, in the data's units, a coordinate is not scaled (note 29)
 
 
 class Normalizer(nn.Module):
-    """A min-max map to [-1, 1] per coordinate; what is constant in the data maps to 0 (note 29).
+    """A min-max map to [-1, 1] per coordinate; what is almost constant is only centred (note 29).
 
     lo, hi (D,): the bounds of the data. They are buffers, never parameters: no optimiser may move
     them.
@@ -33,7 +34,8 @@ class Normalizer(nn.Module):
 
     def _affine(self):
         half = (self.hi - self.lo) / 2
-        constant = half <= 1e-6 * (1 + self.lo.abs())  # float32 noise on a constant is not a range
+        noise = half <= 1e-6 * (1 + self.lo.abs())  # float32's, on a constant of any size
+        constant = noise | (self.hi - self.lo < NO_RANGE)
         return (self.hi + self.lo) / 2, torch.where(constant, torch.ones_like(half), half)
 
     def forward(self, y):

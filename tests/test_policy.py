@@ -99,9 +99,20 @@ def test_constant_dimension(constant, noise):
     assert n.inverse(torch.zeros(2))[1] == pytest.approx(constant, abs=1e-4)
 
 
-def test_narrow_dimension_is_not_constant():
-    n = Normalizer(torch.tensor([0.0]), torch.tensor([1e-3]))
-    assert n(torch.tensor([1e-3])).item() == pytest.approx(1)
+@pytest.mark.parametrize("low, high, scaled", [(0.3, 0.30001, 0.1), (0.0, 0.9e-4, 0.9)])
+def test_a_dimension_that_is_almost_constant_is_centred_and_not_scaled(low, high, scaled):
+    """As in Diffusion Policy, a range below 1e-4 is not stretched to [-1, 1]. scaled: in 1e-4."""
+    n = Normalizer([low, 0.0], [high, 1.0])
+    y = torch.tensor([[low, 0.0], [high, 1.0]])
+    assert n(y)[:, 0].tolist() == pytest.approx([-scaled / 2 * 1e-4, scaled / 2 * 1e-4], abs=1e-7)
+    assert n(y)[:, 1].tolist() == [-1, 1]
+    torch.testing.assert_close(n.inverse(n(y)), y)
+
+
+@pytest.mark.parametrize("range_", [1.1e-4, 1e-3])
+def test_narrow_dimension_is_not_constant(range_):
+    n = Normalizer(torch.tensor([0.0]), torch.tensor([range_]))
+    assert n(torch.tensor([range_])).item() == pytest.approx(1)
 
 
 def test_statistics_are_buffers_and_copies():
