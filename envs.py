@@ -9,10 +9,15 @@ is no hindrance to the others.
 """
 
 import contextlib
+import ctypes
 import difflib
+import multiprocessing
 import os
 import signal
+import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +33,9 @@ from task import Chunked, dtype_of
 
 SUITES = (task_pusht, task_locomotion, task_clouds)
 TASKS = {task.name: task for suite in SUITES for task in suite.TASKS}
+# How processes are started. On Linux by a fork, so that this process is their parent (Python 3.14
+# would put another one between them); elsewhere as Python does it there.
+FORK = "fork" if sys.platform == "linux" else None
 TRAIN_SEED = 2_000_000  # the first start seed of Stage 2; the evaluation's are from 100000 on
 
 
@@ -75,6 +83,65 @@ def plain(value):
     return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
+# ---- processes that work for this one -----------------------------------------------------------
+
+
+def end_with(parent):
+    """Have the system kill this process once the process `parent`, which started it, has ended.
+
+    parent: its process id, read before the start. In `parent` itself nothing is done. Nor is it on
+    other systems than Linux: there a process whose parent was killed lives on.
+    """
+    if sys.platform != "linux" or os.getpid() == parent:
+        return
+    PR_SET_PDEATHSIG = 1  # of prctl.h
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the system knew, which would not tell any more
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def no_interrupts():
+    """Hold Ctrl-C back until the end; processes that are started inside never get it.
+
+    It is the main process that tells of it. An interrupt of a fork would be lost.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def worker_pool(n):
+    """A pool of n processes, for its `map`. They end with this process, whatever ends it.
+
+    After an exception, such as an interrupt, they are killed at once. Raises BadInput if one of
+    them was killed by somebody else.
+    """
+    context = multiprocessing.get_context(FORK)
+    pool = ProcessPoolExecutor(n, context, initializer=end_with, initargs=(os.getpid(),))
+    with no_interrupts():
+        pool.submit(os.getpid)  # starts the processes
+        workers = list(pool._processes.values())
+    try:
+        yield pool
+    except BaseException as e:
+        for worker in workers:
+            worker.kill()
+        pool.shutdown(cancel_futures=True)
+        if isinstance(e, BrokenProcessPool):
+            raise BadInput(
+                "a worker process was killed, for want of memory perhaps: use fewer of them"
+            ) from e
+        raise
+    pool.shutdown()
+
+
 # ---- environments -------------------------------------------------------------------------------
 
 
@@ -102,8 +169,11 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
     next step.
     """
 
+    parent = os.getpid()
+
     def maker(film):
         def make():
+            end_with(parent)
             return Chunked(
                 make_env(task),
                 T_o or task.T_o,
@@ -117,26 +187,11 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
 
         return make
 
-    vector = AsyncVectorEnv if workers and n > 1 else SyncVectorEnv
     makers = [maker(i < show) for i in range(n)]
+    if not workers or n == 1:
+        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
     with no_interrupts():
-        return vector(makers, autoreset_mode=AutoresetMode.DISABLED)
-
-
-@contextlib.contextmanager
-def no_interrupts():
-    """Hold Ctrl-C back until the end; processes that are started inside never get it.
-
-    It is the main process that tells of it. An interrupt of a fork would be lost.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return AsyncVectorEnv(makers, context=FORK, autoreset_mode=AutoresetMode.DISABLED)
 
 
 @contextlib.contextmanager

@@ -25,13 +25,12 @@ import json
 import math
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from envs import make_env, task_list, task_named
+from envs import make_env, task_list, task_named, worker_pool
 from evaluate import rollout
 from formats import read, save_minari, save_npz
 from policy import Policy
@@ -127,13 +126,13 @@ def from_expert(task, episodes, out, *, states=None, start_seed=0, workers=None)
         first = 0
         if episodes > limit:
             raise BadInput(f"{path} has {limit} episodes: cannot show {episodes}")
-    workers = workers or os.cpu_count()
+    workers = min(workers or os.cpu_count(), episodes)
     folder = claim_folder(out, {"task": task.name, "states": str(path)})
     make = functools.partial(make_part, task, str(path), folder=folder)
     kept = []
     tried = 0
     with (
-        ProcessPoolExecutor(workers) as pool,
+        worker_pool(workers) as pool,
         tqdm(total=episodes, unit="episode", disable=None) as bar,
     ):
         while len(kept) < episodes:
@@ -142,11 +141,9 @@ def from_expert(task, episodes, out, *, states=None, start_seed=0, workers=None)
                     f"{len(kept)} of {tried} attempts at {task.name} succeeded: too few for "
                     f"{episodes} episodes"
                 )
-            n = max(episodes - len(kept), workers)
-            batch = range(first + tried, first + min(tried + n, limit))
+            n = min(episodes - len(kept), limit - tried)  # no attempt more than can be needed
+            batch = range(first + tried, first + tried + n)
             for i, good in zip(batch, pool.map(make, batch)):
-                if len(kept) == episodes:
-                    break  # a spare attempt, made to keep all workers busy
                 tried += 1
                 if good:
                     kept.append(i)
@@ -286,7 +283,11 @@ def parse():
         "--one-process", action="store_true", help="do not share the work between processes"
     )
     g = p.add_argument_group("point clouds")
-    g.add_argument("--workers", type=int, help="processes; as many as there are cores if not given")
+    g.add_argument(
+        "--workers",
+        type=int,
+        help="processes, no more than episodes; as many as there are cores if not given",
+    )
     g.add_argument(
         "--states",
         help="Adroit's recorded states; $DRIFT_DATA/adroit/NAME.npz or Minari's if not given",
@@ -322,6 +323,9 @@ def parse():
         "threads",
         "workers",
     )
+    most = 4 * os.cpu_count()
+    if args.workers and args.workers > most:
+        raise BadInput(f"--workers {args.workers}: more than {most}, four a core, are of no use")
     if args.z_scale is not None and not 0 <= args.z_scale < math.inf:
         raise BadInput(f"--z-scale {args.z_scale} must not be below 0, nor infinite")
     check_seed(args, "seed", below=START_SEEDS)  # an agent's simulators take it too

@@ -303,7 +303,7 @@ def test_interrupted(tmp_path, monkeypatch):
             "action": np.zeros((3, 4), np.float32),
         }
 
-    monkeypatch.setattr(experts, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(experts, "worker_pool", OneProcess)
     task = replace(REACH, expert=expert)
     out = tmp_path / "x.npz"
     with pytest.raises(KeyboardInterrupt):
@@ -318,11 +318,29 @@ def test_interrupted(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x.npz"]
 
 
+def test_no_attempt_more_than_can_be_needed(tmp_path, monkeypatch):
+    """However many workers there may be; after a failure one more attempt is made, not a batch."""
+    made = []
+
+    def expert(env, seed, states):
+        made.append(seed)
+        return None if seed == 1 else {"state": np.zeros((3, 9)), "action": np.zeros((3, 4))}
+
+    def pool(n):
+        assert n == 2
+        return OneProcess(n)
+
+    monkeypatch.setattr(experts, "worker_pool", pool)
+    task = replace(REACH, expert=expert, obs={"state": (9,)})
+    _, tried = experts.from_expert(task, 2, tmp_path / "x.npz", workers=1000)
+    assert made == [0, 1, 2] and tried == 3
+
+
 def test_an_expert_that_always_fails(tmp_path, monkeypatch):
     def fails(env, seed, states):
         return None
 
-    monkeypatch.setattr(experts, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(experts, "worker_pool", OneProcess)
     with pytest.raises(BadInput, match="0 of 20 attempts at metaworld-reach succeeded"):
         experts.from_expert(replace(REACH, expert=fails), 1, tmp_path / "y.npz", workers=1)
 
@@ -338,7 +356,7 @@ def test_other_observations_are_stored_by_their_axes(tmp_path, monkeypatch):
             "action": np.zeros((2, 4), np.float32),
         }
 
-    monkeypatch.setattr(experts, "ProcessPoolExecutor", OneProcess)
+    monkeypatch.setattr(experts, "worker_pool", OneProcess)
     task = replace(REACH, expert=expert, obs={"joints": (7,), "cloud": (5, 3), "wrist": (4, 6, 3)})
     experts.from_expert(task, 3, tmp_path / "x.npz", workers=1)
     d = read(tmp_path / "x.npz")

@@ -2,8 +2,10 @@
 from chunk to chunk, and the command."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import gymnasium as gym
@@ -173,6 +175,75 @@ def test_workers_agree():
         seen.append(log)
     for a, b in zip(*seen):
         np.testing.assert_array_equal(a, b)
+
+
+POOL = """
+with envs.worker_pool(2) as pool:
+    for _ in pool.map(time.sleep, [60, 60, 60, 60]):
+        pass
+"""
+SIMULATORS = """
+import numpy as np
+env = envs.make_vec(envs.TASKS["pusht"], 2)
+with envs.closing(env):
+    env.reset(seed=[1, 2])
+    while True:
+        env.step(np.zeros((2, 8, 2), np.float32))
+"""
+TELL = """
+import multiprocessing, sys, time, threading
+import envs
+from runs import cli
+def tell():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.01)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+def main():
+    threading.Thread(target=tell).start()
+"""
+
+
+def runs_on(pid):
+    """Whether a process of that number is there and has not ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of a parent's end")
+@pytest.mark.parametrize("work", [POOL, SIMULATORS], ids=["pool", "simulators"])
+@pytest.mark.parametrize(
+    "sent, code, told", [("KILL", -9, ""), ("TERM", -15, ""), ("INT", 130, "interrupted\n")]
+)
+def test_workers_end_with_their_parent(work, sent, code, told):
+    """Whatever signal ends the parent alone: no worker lives on, and none says a word."""
+    script = TELL + "".join(f"    {line}\n" for line in work.splitlines()) + "cli(main)"
+    p = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    workers = p.stdout.readline().split()
+    assert len(workers) == 2 and all(runs_on(pid) for pid in workers)
+    p.send_signal(signal.Signals[f"SIG{sent}"])
+    _, err = p.communicate(timeout=30)
+    assert (p.returncode, err) == (code, told)
+    for pid in workers:
+        for _ in range(500):
+            if not runs_on(pid):
+                break
+            time.sleep(0.01)
+        assert not runs_on(pid)
+
+
+def test_a_killed_worker_is_told():
+    with pytest.raises(BadInput, match="a worker process was killed"):
+        with envs.worker_pool(2) as pool:
+            list(pool.map(signal.raise_signal, [signal.SIGKILL]))
 
 
 def test_frames_of_the_first_only():

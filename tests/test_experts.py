@@ -148,6 +148,7 @@ def test_no_episodes_asked(tmp_path, monkeypatch, capsys):
         ("--task hopper --until 1 --envs 0", "--envs"),
         ("--task hopper --until 1 --record-steps -1", "--record-steps"),
         ("--task hopper --until high", "--until"),
+        ("--task metaworld-reach --workers 1000", "four a core, are of no use"),
         ("--task pusht --init x.pt --z-scale nan", "--z-scale nan must not be below 0"),
         ("--task hopper --until 5 --start-seed -1", "--start-seed must lie in 0 .. 4294867296"),
         ("--task hopper --until 5 --seed 4294967296", "--seed must lie in 0 .. 4294967295"),
