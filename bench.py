@@ -22,10 +22,20 @@ import torch
 
 from baselines import prepare, start, time_dim
 from drift import chunk_loss
-from envs import TASKS, make_env, task_named
+from envs import TASKS, make_env, task_named, tied
 from evaluate import count_calls
 from policy import Policy
-from runs import BadInput, Parser, above_zero, atomic, check_device, cli, read_log, versions
+from runs import (
+    BadInput,
+    Parser,
+    above_zero,
+    atomic,
+    check_device,
+    check_output,
+    cli,
+    read_log,
+    versions,
+)
 from unet import UNet1d
 
 HERE = Path(__file__).parent
@@ -218,7 +228,7 @@ def measured_step(B, K, flags):
         out = Path(folder, "step.json")
         command = [sys.executable, HERE / "bench.py", "train", "--batch", B, "--K", K]
         command += ["--n", 20, "--json", out, *flags]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **tied())
         if done.returncode:
             raise BadInput(f"B {B}, K {K} failed: {last_line(done.stderr)}")
         return json.loads(out.read_text())
@@ -532,6 +542,7 @@ def main():
     args = parse()
     numbers = ("n", "turns", "num_envs", "num_steps", "batch", "K", "temp", "dims", "threads")
     above_zero(args, *(name for name in numbers if name in args))
+    check_output(args, "json")
     if "device" in args:
         check_device(args.device)
     if args.threads:
@@ -539,9 +550,9 @@ def main():
     figures = BENCHES[args.what](args)
     result = {"bench": args.what, "flags": vars(args), "versions": versions(), **figures}
     text = json.dumps(result, indent=1)
-    print(text)
     if args.json:
         atomic(args.json, lambda f: f.write(text.encode()))
+    print(text)  # last: the file is there even if standard output is closed
 
 
 if __name__ == "__main__":

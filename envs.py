@@ -11,9 +11,11 @@ is no hindrance to the others.
 import contextlib
 import ctypes
 import difflib
+import functools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -98,6 +100,29 @@ def end_with(parent):
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the system knew, which would not tell any more
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tied():
+    """What `subprocess` takes so that a program ends with this process, see end_with."""
+    if sys.platform != "linux":
+        return {}
+    return {"preexec_fn": functools.partial(end_with, os.getpid())}
+
+
+def run_program(command):
+    """Run a program to its end -> its exit code. It ends with this process.
+
+    Ctrl-C is passed on to it, once, and it is given the time to save what it has. If it said that
+    it was interrupted, this process ends too, without a word of its own.
+    """
+    program = subprocess.Popen(command, process_group=0, **tied())
+    try:
+        return program.wait()
+    except KeyboardInterrupt:
+        program.send_signal(signal.SIGINT)
+        if program.wait() == 130:
+            sys.exit(130)
+        raise
 
 
 @contextlib.contextmanager

@@ -16,10 +16,8 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +29,7 @@ import modes
 from baselines import prepare
 from data import Windows, load
 from download import find
-from envs import TASKS, make_env, task_named
+from envs import TASKS, make_env, run_program, task_named, worker_pool
 from evaluate import START_SEED, evaluate, smoothness
 from experiments import (
     ABLATE_COST,
@@ -51,22 +49,28 @@ from formats import read as read_arrays
 from policy import Policy
 from report import modes_table, setting_table, summary
 from runs import (
+    SCORE_COLUMNS,
+    START_SEEDS,
     BadInput,
     Parser,
     above_zero,
     atomic,
     check_device,
+    check_folder,
+    check_output,
+    check_seed,
     cli,
     commit,
     read_log,
     write_csv,
 )
-from tables import at, merge, read, select, setting_of
+from tables import Row, at, merge, read, select, setting_of
 from task_clouds import run_script
 
 HERE = Path(__file__).parent
 EXPERT_SEED = 1_000_000  # the first start seed of demonstrations
 TRIAL_SEED = 3_000_000  # the first start seed of those that scripted policies are tried at
+AGAIN = "move the folder away, and the run is made again"
 POSITIVE = (
     "epochs",
     "steps",
@@ -91,7 +95,8 @@ POSITIVE = (
 def finished(script, out, *flags):
     """Run a trainer into the run folder out, go on with it, or do nothing if it is finished.
 
-    Returns the rows of its log. Raises BadInput if the trainer fails.
+    Returns the rows of its log. Raises BadInput if the trainer fails, also because another process
+    writes the folder, and if the log is damaged.
     """
     out = Path(out)
     if not (out / "log.csv").exists():
@@ -100,10 +105,19 @@ def finished(script, out, *flags):
             command.append("--resume")
         command = [str(part) for part in command]
         print(f"-- {' '.join(command[1:])}", flush=True)
-        code = subprocess.run(command).returncode
+        code = run_program(command)
         if code:
             raise BadInput(f"{script} into {out} ended with code {code}: its message stands above")
-    return read_log(out)
+    log = [Row(row, out / "log.jsonl", AGAIN) for row in read_log(out)]
+    if not log:
+        raise BadInput(f"{out} holds log.csv, but no rows in log.jsonl: {AGAIN}")
+    return log
+
+
+def values(log, name):
+    """A column of a log, of the rows that have it. Raises BadInput if none has."""
+    found = [row[name] for row in log if name in row]
+    return found or [log[-1][name]]
 
 
 def given(args, *names):
@@ -186,7 +200,7 @@ def pointcloud_run(experiment, seed, args):
     flags += given(args, "device", "threads", "one_process")
     out = Path(args.out, f"{task.name}-epochs{epochs:g}-seed{seed}")
     rows = finished("dbp_train.py", out, *flags)
-    scores = [r["score"] for r in rows if "score" in r]
+    scores = values(rows, "score")
     best = sorted(scores)[-args.top :]
     row = {
         "task": task.name,
@@ -200,10 +214,10 @@ def pointcloud_run(experiment, seed, args):
         "steps": steps,
         "demos": args.demos,
         "dims": dims_of(args),
-        "minutes": round(rows[-1]["minutes"], 1),
+        "minutes": round(values(rows, "minutes")[-1], 1),
         **about(),
     }
-    merge(Path(args.results, experiment.result), row, experiment.keys)
+    merge(Path(args.results, experiment.result), [row], experiment.keys)
     print(
         f"{task.name}, seed {seed}: last {scores[-1]:.2f}, mean of the best {len(best)} of "
         f"{len(scores)} evaluations {np.mean(best):.2f}",
@@ -240,7 +254,7 @@ def expert_rate(task, attempts):
     if task.count_states is not None:
         return "recorded"
     seeds = range(TRIAL_SEED, TRIAL_SEED + attempts)
-    with ProcessPoolExecutor() as pool:
+    with worker_pool(os.cpu_count()) as pool:
         return np.mean(list(pool.map(functools.partial(succeeds, task.name), seeds))).round(3)
 
 
@@ -286,10 +300,10 @@ def survey_row(task, path, episodes, milliseconds, table, args):
         "ms_a_frame": round(milliseconds, 1),
         "loss": round(rows[0]["loss"], 4),
         "s": round(rows[0]["s"], 3),
-        "episode_score": rows[-1]["score"],
+        "episode_score": values(rows, "score")[-1],
         **about(),
     }
-    merge(table, row, SURVEY[0].keys)
+    merge(table, [row], SURVEY[0].keys)
     print(
         f"{task.name}: expert {rate} of {args.attempts}, {len(episodes)} demonstrations of "
         f"{episodes.lengths.mean():.0f} steps, {distinct:.0f} distinct points, "
@@ -318,8 +332,12 @@ def pusht_run(experiment, seed, args):
 
 def check_same_data(out, args):
     """Refuse a run folder that was made with other data or another batch. Raises BadInput."""
-    was = json.loads((out / "flags.json").read_text())["flags"]
-    other = [f"--{k} {was[k]}" for k in ("data", "demos", "batch") if was[k] != getattr(args, k)]
+    try:
+        was = json.loads((out / "flags.json").read_bytes())["flags"]
+        told = {k: was[k] for k in ("data", "demos", "batch")}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as e:
+        raise BadInput(f"{out}/flags.json is damaged or missing: {AGAIN}") from e
+    other = [f"--{k} {value}" for k, value in told.items() if value != getattr(args, k)]
     if other:
         raise BadInput(
             f"{out} holds a run with {', '.join(other)}: give the same flags, or another --out"
@@ -360,10 +378,10 @@ def pusht_score(experiment, nfe, seed, args):
         "act_ms": round(1e3 * float(np.median(seconds)), 2),
         **smoothness(rolled, policy.T_o, policy.T_a),
         "diversity": round(diversity[-1], 4) if diversity else None,
-        "minutes": round(log[-1]["minutes"], 1),
+        "minutes": round(values(log, "minutes")[-1], 1),
         "steps": log[-1]["step"],
     }
-    merge(table, {**row, **figures, **about()}, row)
+    merge(table, [{**row, **figures, **about()}], row)
 
 
 def print_settings(papers, result, args):
@@ -398,9 +416,10 @@ def efficiency(args):
             if "score" in r:
                 row = {"method": experiment.name, "seed": seed}
                 row["epochs"] = round(r["step"] / per_epoch, 2)
-                rows.append({**row, **{k: r[k] for k in ("step", "minutes", "score")}})
+                row |= {k: r[k] for k in ("step", "minutes", "score")}
+                rows.append(row)
     table = Path(args.results, "efficiency.csv")
-    write_csv(table, rows)
+    merge(table, rows, ("method", "seed"))
     print(f"{table}: {len(rows)} evaluations")
 
 
@@ -408,7 +427,7 @@ def ablate(args):
     """Appendix B on Push-T: K, temp, mode with 90 demonstrations; cost; beyond: flags of ours."""
     if args.what == "cost":
         rows = [{**row, **about()} for row in bench.cost(args)]
-        write_csv(Path(args.results, ABLATE_COST[0].result), rows)
+        merge(Path(args.results, ABLATE_COST[0].result), rows, ABLATE_COST[0].keys)
         return
     experiments = ABLATIONS[args.what]
     chosen = chosen_settings(experiments, args)
@@ -446,7 +465,7 @@ def multimodal(args):
             plans[experiment.name] = drawn
             steps = pusht_run(experiment, seed, args)[1][-1]["step"]
             drawn_runs.append({"method": experiment.name, "seed": seed, "steps": steps, **about()})
-    write_csv(table, rows)
+    merge(table, rows, ("task", "setting", "seed"))
     write_csv(table.with_name("multimodal_plans.csv"), drawn_runs)
     modes.save_plans(table.with_name("multimodal_plans.npz"), plans)
     print(modes_table(rows, args.methods))
@@ -523,8 +542,8 @@ def stage2_run(experiment, seed, args):
         }
         if not select(read(table), **row):
             row |= change(before, out / "ckpt.pt", row["episodes"], row["start_seed"], args)
-            row |= {"env_steps": log[-1]["step"], "minutes": round(log_minutes(log), 1)}
-            merge(table, {**row, **about()}, experiment.keys)
+            row |= {"env_steps": log[-1]["step"], "minutes": round(values(log, "minutes")[-1], 1)}
+            merge(table, [{**row, **about()}], experiment.keys)
             print(f"{name}, seed {seed}: {row['before']:g} before, {row['after']:g} after")
 
 
@@ -540,21 +559,14 @@ def stage1_checkpoint(experiment, seed, args):
     return out / "ckpt.pt"
 
 
-def log_minutes(log):
-    """The minutes of training that a log tells last."""
-    return [r["minutes"] for r in log if "minutes" in r][-1]
-
-
 def add_curve(table, run, log):
     """Put the evaluations of a run into a table of curves, in the place of an earlier copy."""
-    columns = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
-    others = [r for r in read(table) if r["run"] != run]
     own = [
-        {"run": run, **{k: r[k] for k in columns if k in r}}
+        {"run": run, **{k: r[k] for k in SCORE_COLUMNS if k in r}}
         for r in log
         if "iteration" in r and "score" in r
     ]
-    write_csv(table, others + own)
+    merge(table, own, ["run"])
 
 
 def change(before, after, episodes, start_seed, args):
@@ -767,7 +779,7 @@ def parse(argv=None):
             "python reproduce.py survey",
         ),
     )
-    p.set_defaults(device=None, **dict.fromkeys(POSITIVE))
+    p.set_defaults(seeds=(), **dict.fromkeys(("device", "start_seed", "png", *POSITIVE)))
     sub = p.add_subparsers(dest="command", required=True)
     add_command(sub, "list", listing).add_argument(
         "--missing", action="store_true", help="only experiments with something missing"
@@ -778,11 +790,24 @@ def parse(argv=None):
     return p.parse_args(argv)
 
 
+def check(args):
+    """Refuse flags, outputs and tables that would fail after the work. Raises BadInput."""
+    above_zero(args, *POSITIVE)
+    check_device(args.device or "cpu")
+    check_seed(args, "seeds")
+    if args.start_seed is not None:
+        check_seed(args, "start_seed", below=START_SEEDS, n=args.episodes)
+    if args.run is not listing:
+        check_folder(args, "results", "out")
+        check_output(args, "png")
+    for name in {e.result for e in EXPERIMENTS} | {e.curve for e in EXPERIMENTS if e.curve}:
+        read(Path(args.results, name))
+
+
 def main(argv=None):
     """Run one command."""
     args = parse(argv)
-    above_zero(args, *POSITIVE)
-    check_device(args.device or "cpu")
+    check(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     args.run(args)
 

@@ -267,10 +267,11 @@ def above_zero(args, *names):
 
 
 def check_seed(args, name, *, below=SEEDS, n=1):
-    """Refuse a seed unless it and the n - 1 after it lie in 0 .. below - 1. Raises BadInput."""
+    """Refuse seeds unless each and the n - 1 after it lie in 0 .. below - 1. Raises BadInput."""
     value = getattr(args, name)
-    if not 0 <= value <= below - n:
-        raise BadInput(f"{spelled(name)} must lie in 0 .. {below - n}, not {value}")
+    for v in value if isinstance(value, (list, tuple)) else [value]:
+        if not 0 <= v <= below - n:
+            raise BadInput(f"{spelled(name)} must lie in 0 .. {below - n}, not {v}")
 
 
 def step_seed(seed, step, *, rank=0, world=1):

@@ -12,28 +12,91 @@ from pathlib import Path
 
 import numpy as np
 
-from runs import BadInput, write_csv
+from runs import BadInput, Lock, write_csv
 
+WHOLE = ("seed", "episodes", "start_seed", "attempts")  # columns of whole numbers, or empty
+NUMBERS = (  # columns of numbers, or empty, in every table that has them
+    *("score", "score_low", "score_high", "success", "before", "before_low", "before_high"),
+    *("after", "after_low", "after_high", "success_before", "success_after", "last", "top"),
+    *("jerk", "jerk_before", "jerk_after", "disagreement", "nfe", "act_ms", "ms", "MB", "r_time"),
+    *("r_memory", "batch", "K", "demos", "minutes", "step", "steps", "env_steps", "epochs"),
+    *("iteration", "covered", "rarest", "on_none", "modes_covered", "rarest_mode", "on_no_mode"),
+    *("distinct_points", "ms_a_frame", "loss", "s", "episode_score"),
+)
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t, by the number of values
 
 
+CURE = "restore it from git, or delete it and measure again"
+
+
+class Row(dict):
+    """A row of a file, {column: value}: a column that is not there is a BadInput.
+
+    cure: what to do then.
+    """
+
+    def __init__(self, columns, path, cure=CURE):
+        super().__init__(columns)
+        self.path = path
+        self.cure = cure
+
+    def __missing__(self, name):
+        raise BadInput(f"{self.path} lacks the column {name!r}: {self.cure}")
+
+
 def read(path):
-    """The rows of a CSV file, as dicts of strings; none if there is no such file."""
+    """The rows of a CSV file, as dicts of strings; none if there is no such file.
+
+    Raises BadInput if it is no table, if a row is longer or shorter than the header, and if a
+    column of numbers holds anything else.
+    """
     if not Path(path).exists():
         return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def merge(path, row, keys):
-    """Put a row into the table at path, in the place of one that agrees on the key columns.
-
-    The file is replaced atomically. Returns all rows, as strings.
-    """
-    others = [r for r in read(path) if any(r.get(k) != str(row[k]) for k in keys)]
-    rows = [*others, {k: "" if v is None else str(v) for k, v in row.items()}]
-    write_csv(path, rows)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file, strict=True)
+    except (OSError, ValueError, csv.Error) as e:  # UnicodeDecodeError is a ValueError
+        raise BadInput(f"{path} is not a table ({type(e).__name__}): {CURE}") from e
+    rows = []
+    for n, line in enumerate(lines, 2):
+        if line and len(line) != len(header):
+            raise BadInput(
+                f"{path}: row {n} has {len(line)} columns, the header has {len(header)}: {CURE}"
+            )
+        if line:
+            rows.append(Row(zip(header, line), path))
+            check_numbers(rows[-1], f"{path}: row {n}")
     return rows
+
+
+def check_numbers(row, where):
+    """Refuse a row whose columns of numbers hold anything else. Raises BadInput."""
+    for name in (*WHOLE, *NUMBERS):
+        text = row.get(name)
+        try:
+            good = not text or math.isfinite(int(text) if name in WHOLE else float(text))
+        except (ValueError, OverflowError):
+            good = False
+        if not good:
+            raise BadInput(f"{where} has the {name} {text!r}, which is no number: {CURE}")
+
+
+def merge(path, rows, keys):
+    """Put rows into the table at path, in the place of those that have the same key columns.
+
+    Other processes may do so at the same time: they wait for each other, by the file .NAME.lock
+    beside the table, and no row is lost. The file is replaced atomically. Returns all its rows.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    for row in new:
+        check_numbers(row, f"a new row for {path}")
+    taken = {tuple(row[k] for k in keys) for row in new}
+    with Lock(path.parent / f".{path.name}.lock", wait=True):
+        kept = [r for r in read(path) if tuple(r.get(k) for k in keys) not in taken]
+        write_csv(path, kept + new)
+    return kept + new
 
 
 class Results:
@@ -47,11 +110,13 @@ class Results:
         return read(self.folder / name)
 
     def json(self, name):
-        """The object in one of its JSON files. Raises BadInput if there is no such file."""
+        """The object in one of its JSON files. Raises BadInput if it is missing or damaged."""
         path = self.folder / name
-        if not path.exists():
-            raise BadInput(f"{path} is missing: restore it from git, or measure it by bench.py")
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as e:
+            wrong = "is damaged" if path.exists() else "is missing"
+            raise BadInput(f"{path} {wrong}: restore it from git, or measure it by bench.py") from e
 
 
 def select(rows, **columns):

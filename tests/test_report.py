@@ -2,6 +2,7 @@
 says what the rows in results/ say."""
 
 import math
+import multiprocessing
 import re
 
 import numpy as np
@@ -93,11 +94,62 @@ def test_score_cell():
 def test_merge(tmp_path):
     """A row takes the place of the one with the same keys; the file is whole at any time."""
     path = tmp_path / "t.csv"
-    merge(path, {"a": 1, "b": 2}, ["a"])
-    merge(path, {"a": 2, "b": None}, ["a"])
-    assert merge(path, {"a": 1, "b": 9, "c": 0}, ["a"])[-1] == {"a": "1", "b": "9", "c": "0"}
+    merge(path, [{"a": 1, "b": 2}], ["a"])
+    merge(path, [{"a": 2, "b": None}], ["a"])
+    assert merge(path, [{"a": 1, "b": 9, "c": 0}], ["a"])[-1] == {"a": "1", "b": "9", "c": "0"}
     assert [r["b"] for r in read(path)] == ["", "9"]
-    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".t.csv.lock", "t.csv"]
+    with pytest.raises(BadInput, match="a new row for .*t.csv has the score 'nan'"):
+        merge(path, [{"a": 1, "score": math.nan}], ["a"])
+
+
+def write_rows(path, writer):
+    """Merge 60 rows of one process into a table, one at a time."""
+    for i in range(60):
+        merge(path, [{"a": writer, "b": i}], ["a", "b"])
+
+
+def test_processes_that_write_one_table_lose_no_row(tmp_path):
+    path = tmp_path / "t.csv"
+    writers = [multiprocessing.Process(target=write_rows, args=(path, w)) for w in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = {(r["a"], r["b"]) for r in read(path)}
+    assert found == {(str(w), str(i)) for w in range(3) for i in range(60)}
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (b"\xff\xfe\x00score", "is not a table"),
+        (b"", "is not a table"),
+        (b"seed,score\n0,0.5,9\n", "row 2 has 3 columns, the header has 2"),
+        (b"seed,score\n0,0.5\n1\n", "row 3 has 1 columns"),
+        (b"seed,score\n0,nan\n", "row 2 has the score 'nan'"),
+        (b"seed,score\n0,high\n", "row 2 has the score 'high'"),
+        (b"seed,score\n0.5,1\n", "row 2 has the seed '0.5'"),
+        (b'seed,score\n0,"1\n', "is not a table"),
+    ],
+)
+def test_a_damaged_table_is_told(tmp_path, text, told):
+    """By its file and row; and nothing is merged into it."""
+    path = tmp_path / "t.csv"
+    path.write_bytes(text)
+    with pytest.raises(BadInput, match=told):
+        read(path)
+    with pytest.raises(BadInput, match="t.csv.*restore it from git"):
+        merge(path, [{"seed": 2, "score": 1}], ["seed"])
+    assert path.read_bytes() == text
+
+
+def test_a_missing_column_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text("seed,score\n0,0.5\n\n1,0.6\n")
+    rows = read(tmp_path / "t.csv")
+    assert [r["score"] for r in rows] == ["0.5", "0.6"]  # an empty line is no row
+    with pytest.raises(BadInput, match="t.csv lacks the column 'minutes'"):
+        rows[0]["minutes"]
 
 
 def test_missing_file_is_told():
