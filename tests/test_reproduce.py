@@ -1,11 +1,15 @@
 """reproduce.py: runs that are not made twice, tables that grow row by row, what is missing."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import reproduce
+from conftest import ROOT
 from data import Windows, load
 from envs import TASKS
 from experiments import EXPERIMENTS
@@ -130,6 +134,13 @@ def test_ablation_beyond(run, pusht, tmp_path):
         (("stage2", "--tasks", "hopper", "--num-envs", "0"), "--num-envs must be above 0"),
         (("stage2", "--tasks", "pusht-best", "--no-anchor"), "pusht-best is not run without"),
         (("pusht", "--device", "nowhere"), "--device nowhere cannot be used"),
+        (("pusht", "--seeds", "0", "-1"), "--seeds must lie in 0 .. 9223372036854775807, not -1"),
+        (("stage2", "--tasks", "hopper", "--seeds", str(2**63)), "--seeds must lie in"),
+        (("pusht", "--start-seed", "-1"), "--start-seed must lie in 0 .. 4294967246, not -1"),
+        (("ablate", "K", "--start-seed", str(2**32 - 49)), "--start-seed must lie in"),
+        (("survey", "--png", "."), "--png . is a folder"),
+        (("survey", "--png", "/dev/null/x.png"), "--png /dev/null/x.png cannot be written"),
+        (("pusht", "--results", "/dev/null"), "--results /dev/null is a file"),
     ],
 )
 def test_bad_flags_train_nothing(flags, told, monkeypatch, capsys, tmp_path):
@@ -138,6 +149,93 @@ def test_bad_flags_train_nothing(flags, told, monkeypatch, capsys, tmp_path):
         reproduce.cli(reproduce.main)
     assert end.value.code == 2 and told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_table_is_told_before_the_work(pusht, tmp_path):
+    table = tmp_path / "results" / "pusht_methods.csv"
+    table.parent.mkdir()
+    table.write_bytes(b"setting,seed\n\xff")
+    with pytest.raises(BadInput, match="pusht_methods.csv is not a table"):
+        reproduce.main(["pusht", "--steps", "2", *map(str, pusht)])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "log, told",
+    [
+        (None, "holds log.csv, but no rows in log.jsonl: move the folder away"),
+        (b"\xff\x00[[[", "no rows in log.jsonl"),
+        (b'{"step": 1, "loss": 2}\n', "log.jsonl lacks the column 'score': move the folder away"),
+    ],
+)
+def test_a_damaged_log_is_told(tmp_path, log, told):
+    """Of a run that is finished, and so is not made again."""
+    (tmp_path / "log.csv").touch()
+    if log is not None:
+        (tmp_path / "log.jsonl").write_bytes(log)
+    with pytest.raises(BadInput, match=told):
+        reproduce.values(reproduce.finished("dbp_train.py", tmp_path), "score")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, b"\xff", b"{", b"[]", b"5", b"{}", b'{"flags": {"data": null}}', b'{"flags": 3}'],
+)
+def test_damaged_flags_are_told(tmp_path, text):
+    if text is not None:
+        (tmp_path / "flags.json").write_bytes(text)
+    with pytest.raises(BadInput, match="flags.json is damaged or missing: move the folder away"):
+        reproduce.check_same_data(tmp_path, None)
+
+
+def test_a_run_that_another_process_makes_is_told(pusht, tmp_path, capfd):
+    """The trainer says which process holds its folder, and no row is written."""
+    code = (
+        "import runs, sys, time; lock = runs.Lock(sys.argv[1]); print(1, flush=True); "
+        "time.sleep(60)"
+    )
+    out = tmp_path / "runs" / "pusht-bc-steps2-dims8-dims16-seed0"
+    out.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, out / ".lock"], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    try:
+        holder.stdout.readline()
+        with pytest.raises(BadInput, match="dbp_train.py into .* ended with code 2"):
+            reproduce.main(["pusht", "--methods", "bc", "--steps", "2", *map(str, pusht)])
+        assert f"is being written by process {holder.pid}" in capfd.readouterr().err
+    finally:
+        holder.kill()
+    assert read(tmp_path / "results" / "pusht_methods.csv") == []
+
+
+STANDIN = """
+import signal, sys, time
+def told(*_):
+    print("saved", file=sys.stderr)
+    sys.exit(130)
+signal.signal(signal.SIGINT, told)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of a parent's end")
+@pytest.mark.parametrize("sent, code, told", [("INT", 130, "saved\n"), ("KILL", -9, "")])
+def test_a_trainer_ends_with_its_parent(sent, code, told):
+    """After Ctrl-C it is told once, saves, and is waited for; and nothing more is said."""
+    script = "import sys, envs, runs; runs.cli(lambda: envs.run_program(sys.argv[1:]))"
+    p = subprocess.Popen(
+        [sys.executable, "-c", script, sys.executable, "-c", STANDIN],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert p.stdout.readline() == "ready\n"
+    p.send_signal(signal.Signals[f"SIG{sent}"])
+    out, err = p.communicate(timeout=30)  # which lasts until the trainer has closed its output too
+    assert (p.returncode, err) == (code, told)
 
 
 def test_budget_is_the_one_that_is_given():
