@@ -34,7 +34,18 @@ from envs import make_env, task_list, task_named, worker_pool
 from evaluate import rollout
 from formats import read, save_minari, save_npz
 from policy import Policy
-from runs import START_SEEDS, BadInput, Parser, above_zero, atomic, check_seed, cli, refuse_flags
+from runs import (
+    START_SEEDS,
+    BadInput,
+    Parser,
+    above_zero,
+    atomic,
+    check_folder,
+    check_output,
+    check_seed,
+    cli,
+    refuse_flags,
+)
 from task_locomotion import LAST, record, train
 
 MAX_STARTS = 100_000  # start states after which collecting from policies is given up
@@ -344,24 +355,22 @@ def tell(lengths):
 
 def run_expert(args, task):
     """Collect from the task's own expert, and print what was written."""
-    out = args.out or Path(__file__).parent / "demos" / f"{task.name}.npz"
     lengths, tried = from_expert(
         task,
         args.episodes or 10,
-        out,
+        args.out,
         states=args.states,
         start_seed=args.start_seed,
         workers=1 if args.one_process else args.workers,
     )
-    print(f"{out}: {len(lengths)} episodes of {tried} attempts, {tell(lengths)}")
+    print(f"{args.out}: {len(lengths)} episodes of {tried} attempts, {tell(lengths)}")
 
 
 def run_agent(args, task):
     """Train and record an agent, and print what was written."""
-    out = args.out or f"{task.name}-medium"
-    returns, total, steps, level = from_agent(args, task, args.episodes or 300, out)
+    returns, total, steps, level = from_agent(args, task, args.episodes or 300, args.out)
     print(
-        f"{out}: {len(returns)} episodes, {total} steps, return {returns.mean():.0f} "
+        f"{args.out}: {len(returns)} episodes, {total} steps, return {returns.mean():.0f} "
         f"({returns.min():.0f} to {returns.max():.0f}), by an agent of {steps} steps whose last "
         f"{LAST} episodes returned {level:.0f} in training"
     )
@@ -384,10 +393,10 @@ def run_policies(args, task):
         seed=args.seed,
         workers=not args.one_process,
     )
-    out = args.out or "demos.npz"
-    save_npz(out, **arrays)
+    save_npz(args.out, **arrays)
     lengths = np.diff(arrays["episode_ends"], prepend=0)
-    print(f"{out}: {len(lengths)} successful episodes from {starts} start states, {tell(lengths)}")
+    found = f"{len(lengths)} successful episodes from {starts} start states"
+    print(f"{args.out}: {found}, {tell(lengths)}")
 
 
 def fill_way(args, task):
@@ -412,10 +421,16 @@ def main():
     task = task_named(args.task)
     way = fill_way(args, task)
     if way == "a task's own expert":
+        args.out = args.out or Path(__file__).parent / "demos" / f"{task.name}.npz"
+        check_output(args, "out")
         run_expert(args, task)
     elif way == "policies":
+        args.out = args.out or "demos.npz"
+        check_output(args, "out")
         run_policies(args, task)
     else:
+        args.out = args.out or f"{task.name}-medium"
+        check_folder(args, "out")
         run_agent(args, task)
 
 

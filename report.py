@@ -48,8 +48,9 @@ from experiments import (
     TEMPERATURES,
     UNUSED,
 )
+from formats import refusing
 from plots import FIGURES, METHOD_SETTINGS, NAMES, anchor_pair
-from runs import Parser, atomic, cli
+from runs import Parser, atomic, check_folder, cli
 from tables import (
     Results,
     at,
@@ -991,7 +992,7 @@ def pointcloud(results):
     lines = []
     for task, group in CLOUDS.items():
         own = select(rows, task=task)
-        for epochs in sorted({int(r["epochs"]) for r in own}):
+        for epochs in sorted({r["epochs"] for r in own}, key=float):
             runs = select(own, epochs=epochs)
             reported = TABLE_2["DBP, the paper"]
             paper = f"{reported[task]:g}" if task in reported else f"{reported[group]:g} (group)"
@@ -1246,8 +1247,17 @@ SECTIONS = (
 
 
 def markdown(results):
-    """The text of RESULTS.md."""
-    return "\n\n".join(block for section in SECTIONS for block in section(results)) + "\n"
+    """The text of RESULTS.md. Raises BadInput if rows that a section speaks of are missing."""
+    blocks = []
+    for section in SECTIONS:
+        with refusing(incomplete(results, section.__name__)):
+            blocks += section(results)
+    return "\n\n".join(blocks) + "\n"
+
+
+def incomplete(results, name):
+    """What is said where rows are missing that a section or a figure needs."""
+    return f"{results.folder} lacks rows or columns for {name!r}: restore it from git"
 
 
 def main():
@@ -1257,12 +1267,15 @@ def main():
     parser.add_argument("--results", default="results", help="folder of the rows")
     parser.add_argument("--out", default=".", help="folder of RESULTS.md, results/ and figures/")
     args = parser.parse_args()
+    check_folder(args, "out")
     results = Results(args.results)
     out = Path(args.out)
     for name, figure in FIGURES.items():
         if args.only in (None, name):
             path = out / figure.path
-            print(f"drawn: {path}" if figure.save(results, path) else f"no rows for {path}")
+            with refusing(incomplete(results, name)):
+                drawn = figure.save(results, path)
+            print(f"drawn: {path}" if drawn else f"no rows for {path}")
     if args.only is None:
         text = markdown(results)
         atomic(out / "RESULTS.md", lambda file: file.write(text.encode()))

@@ -4,6 +4,7 @@ says what the rows in results/ say."""
 import math
 import multiprocessing
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import reproduce
 from conftest import ROOT
 from envs import TASKS
 from experiments import ABLATIONS, CLAIMS, CLOUDS, EXPERIMENTS, TABLE_2, TABLE_2_COLUMNS
-from runs import BadInput
+from runs import BadInput, cli
 from tables import Interval, Results, interval, merge, paired, read, rows_of, select
 
 RESULTS = Results(ROOT / "results")
@@ -156,6 +157,29 @@ def test_missing_file_is_told():
     assert Results("nowhere").rows("x.csv") == []
     with pytest.raises(BadInput, match="x.json is missing"):
         Results("nowhere").json("x.json")
+
+
+def test_missing_rows_are_told(tmp_path, monkeypatch, capsys):
+    """In one line that names what lacks them, not by a traceback; RESULTS.md is not written."""
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "results", results)
+    (results / "multimodal.csv").unlink()
+    flags = ["--results", str(results), "--out", str(tmp_path)]
+    monkeypatch.setattr(report, "FIGURES", {})
+    monkeypatch.setattr("sys.argv", ["report.py", *flags])
+    with pytest.raises(SystemExit) as end:
+        cli(report.main)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert "lacks rows or columns for 'multimodal'" in err
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000])
+def test_damaged_figures_are_told(tmp_path, text):
+    (tmp_path / "x.json").write_bytes(text)
+    with pytest.raises(BadInput, match="x.json is damaged: restore it from git"):
+        Results(tmp_path).json("x.json")
 
 
 # ---- Table II -----------------------------------------------------------------------------------

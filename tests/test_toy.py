@@ -200,6 +200,8 @@ def test_command_line(tmp_path):
         (["--K", "0"], "--K must be above 0"),
         (["--temp", "nan"], "--temp must be above 0"),
         (["--steps", "many"], "argument --steps: invalid int value"),
+        (["--seed", "-1"], "--seed must lie in 0 .. 9223372036854765807, not -1"),
+        (["--seed", str(2**63 - 1)], "--seed must lie in"),
         (["--step", "3"], "unrecognized arguments: --step 3"),
     ],
 )
