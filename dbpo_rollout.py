@@ -31,14 +31,18 @@ def chunk_reward(rewards, before, score, gamma):
 def reward_of(stepped, obs, task, args):
     """What PPO is given for a chunk: (N,). stepped: envs.Stepped; obs: the observations before it.
 
-    The chunk's own reward, a bonus for ending an episode by success, and the task's potential as a
-    difference, which leaves the best policy the best (Ng, Harada and Russell, 1999). Before the
+    The chunk's own reward, a bonus for ending an episode by success, and the task's potential as
+    gamma phi(o') - phi(o). phi(o') is 0 after a termination: over an episode that terminates these
+    add up to -phi at its start, which leaves the best policy the best (Ng, Harada and Russell,
+    1999). A time limit is no end, its value is bootstrapped, so there phi(o') stays. Before the
     update all rewards are divided by the running deviation of the return (note 11).
     """
     reward = chunk_reward(stepped.rewards, stepped.before, task.score, args.inner_gamma)
     reward += args.success_bonus * (stepped.terminated & stepped.success)
     if args.shaping:
-        after = args.shaping * task.potential(latest(stepped.obs))
+        after = args.shaping * np.where(
+            stepped.terminated, 0.0, task.potential(latest(stepped.obs))
+        )
         reward += args.gamma * after - args.shaping * task.potential(latest(obs))
     return reward
 
@@ -114,6 +118,8 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         before = sims.obs
         obs = policy.tensors(before)
         z = policy.latent(len(sims.seeds), generator=generator)
+        if policy.method == "bc":
+            z.zero_()  # regression acts with this latent
         mu, log_sigma = actor(obs, z)
         mu = policy.executed(mu)
         noise = torch.randn(mu.shape, device=policy.device, generator=generator)

@@ -25,6 +25,7 @@ import dbpo_ppo
 import envs
 import evaluate
 import runs
+from baselines import prepare
 from conftest import ROOT, cli, write_demos
 from dbpo_loss import Actor, Critic, actor_loss, critic_loss, gae, log_prob
 from dbpo_ppo import anchor_weight, learning_rates, noise_shift, update
@@ -179,9 +180,10 @@ def test_reward_of_by_hand():
     assert reward_of(stepped, obs, task, make_args()).tolist() == [1, 3, 2]
     # Success pays at an episode's end alone: the third has reached it and goes on.
     assert reward_of(stepped, obs, task, make_args(success_bonus=10.0)).tolist() == [11, 3, 2]
-    # Half of 0.5 phi(o') - phi(o): phi is the newest frame's number, 2 before.
+    # Half of 0.5 phi(o') - phi(o): phi is the newest frame's number, 2 before; after an end 0.
+    stepped.obs["state"][2, 1] = 3
     shaped = reward_of(stepped, obs, task, make_args(shaping=0.5, gamma=0.5))
-    assert shaped.tolist() == [1 + 0.0, 3 - 0.75, 2 - 1.0]
+    assert shaped.tolist() == [1 - 1.0, 3 - 1.0, 2 - 0.25]
 
 
 def test_reward_of_a_highest_reward():
@@ -266,6 +268,33 @@ def test_shaping_telescopes():
     assert np.abs(gain).max() > 0.01
 
 
+@pytest.mark.parametrize("how", ["terminated", "truncated"])
+def test_shaping_changes_no_discounted_return(how):
+    """By hand over three chunks, discounted by 0.5 each.
+
+    An episode that terminates gets minus the potential of its start, whatever it did: here -7. One
+    that the time limit cuts off gets 0.5^3 times the potential where it was cut as well, which the
+    value of the shaped rewards lacks there.
+    """
+    phi = [7.0, -2.0, 4.0, 8.0]  # of the starts of the three chunks, and of the end
+    task = replace(LINE, potential=lambda seen: seen["state"][:, 0])
+    total = 0.0
+    for t in range(3):
+        last = np.array([t == 2])
+        stepped = Stepped(
+            obs={"state": np.array([[[phi[t + 1]]]])},
+            rewards=np.zeros((1, 2)),
+            before=np.zeros(1),
+            success=np.zeros(1, bool),
+            terminated=last & (how == "terminated"),
+            truncated=last & (how == "truncated"),
+            scores=np.zeros(0),
+        )
+        obs = {"state": np.array([[[phi[t]]]])}
+        total += 0.5**t * reward_of(stepped, obs, task, make_args(shaping=1.0, gamma=0.5))[0]
+    assert total == (-7 if how == "terminated" else -7 + 0.5**3 * 8)
+
+
 def test_pusht_potential():
     """0 on the goal, where the coverage is full; half of 100 pixels away it is -0.5."""
     env = PushT()
@@ -340,6 +369,18 @@ def test_ratio_is_one_before_the_first_step():
         mu, log_sigma = actor(b["obs"], b["z"])
         new = log_prob(b["a"], actor.policy.executed(mu), log_sigma, b["ran"])
         assert ((new - b["log_prob"]).exp() - 1).abs().max() < 1e-5
+
+
+def test_regression_explores_around_what_it_is_deployed_with():
+    """Its latent is 0, in the roll-out as in evaluation; DBP's is drawn."""
+    policy = make_policy()
+    policy.method = "bc"
+    actor, _, buffer, _ = filled(policy, PUSHT, S=2, N=2)
+    assert not buffer["z"].any()
+    obs = {"state": buffer["obs"]["state"][0]}
+    mu = actor.policy.norm_action.inverse(actor(obs, buffer["z"][0])[0])
+    assert torch.allclose(mu, prepare(policy).act(obs), atol=1e-3)  # pixels
+    assert filled(make_policy(), PUSHT, S=2, N=2)[2]["z"].std() > 0.5
 
 
 def test_stored_sample_is_not_clipped():
