@@ -487,9 +487,9 @@ class Report:
         self.snapshot(step)
         self.save(step)
         result = self.score(step)
-        self.run.close()
         curves(self.run, self.out / "curves.png", panels(self.args))
         hypotheses_figure(self.policy, self.shown, self.snapshots, self.out / "hypotheses.png")
+        self.run.close()  # last: log.csv says that the run is finished
         scored = f"no score: {self.task.name} has no simulator"
         if result:
             scored = line(result)

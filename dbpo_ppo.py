@@ -247,8 +247,8 @@ class Training:
         if not any("final_score" in row for row in self.run.rows):
             final = {f"final_{k}": result[k] for k in ("score", "success") if k in result}
             self.run.log(self.env_steps, **final)
-        self.run.close()
         curves(self.run, self.out / "curves.png", PANELS, x="environment steps")
+        self.run.close()  # last: log.csv says that the run is finished
         print(
             f"{line(result)}  {self.env_steps} environment steps, {self.minutes:.1f} min of "
             f"training  {self.out}/ckpt.pt"
