@@ -8,6 +8,8 @@ process takes a share of the batch; the mean distance s of Eq. 29, which couples
 that of a share (note 15).
 """
 
+import interrupts  # noqa: F401 - first, see there
+
 import copy
 import functools
 import math

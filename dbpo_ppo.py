@@ -7,6 +7,8 @@ acts with its mean, in one forward pass. The run folder gets ckpt.pt (the last p
 state.pt (for --resume), logs and curves.png.
 """
 
+import interrupts  # noqa: F401 - first, see there
+
 import copy
 import math
 import time

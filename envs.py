@@ -8,6 +8,8 @@ lines below. Simulators are imported when an environment is made, so a task whos
 is no hindrance to the others.
 """
 
+import interrupts  # noqa: F401 - first, see there
+
 import contextlib
 import ctypes
 import difflib

@@ -6,6 +6,8 @@
 The picture of the method is no sketch: its arrows are what drift.py computes for these points.
 """
 
+import interrupts  # noqa: F401 - first, see there
+
 import io
 from pathlib import Path
 

@@ -9,6 +9,8 @@ which is biased upwards, so the last checkpoint's success always stands beside i
 are those of the last checkpoint.
 """
 
+import interrupts  # noqa: F401 - first, see there
+
 import datetime
 import functools
 import itertools

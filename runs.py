@@ -9,6 +9,8 @@
 The command draws the scores of runs. Seeds of one setting are drawn together.
 """
 
+import interrupts
+
 import argparse
 import contextlib
 import csv
@@ -22,7 +24,6 @@ import math
 import os
 import platform
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -50,26 +51,6 @@ SCORE_COLUMNS = ("step", "iteration", "minutes", "score", "score_low", "score_hi
 
 class BadInput(ValueError):
     """Something the user gave cannot be used; the message says what is wrong and what to do."""
-
-
-# ---- Ctrl-C while a script is being imported -----------------------------------------------------
-
-
-def end_quietly(*_):
-    """Exit at once, as `cli` does after Ctrl-C: it would be a long traceback, or be swallowed."""
-    os.write(2, b"interrupted\n")
-    os._exit(130)
-
-
-def is_script():
-    """Whether the program that runs is one of this project's scripts."""
-    program = getattr(sys.modules["__main__"], "__file__", None)
-    return program is not None and Path(program).resolve().parent == Path(__file__).parent
-
-
-# The slow imports of a script come after this one; `cli` takes the signal back.
-if is_script() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, end_quietly)
 
 
 # ---- command lines -------------------------------------------------------------------------------
@@ -101,8 +82,7 @@ def cli(main, *, interrupted="interrupted"):
     keep_memory()
     with plain_output():
         try:
-            if signal.getsignal(signal.SIGINT) is end_quietly:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            interrupts.raise_again()
             run_and_flush(main)
         except BadInput as e:
             stop(f"error: {one_line(e)}", 2)

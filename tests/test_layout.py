@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = (
+    ("interrupts",),
     ("drift", "unet", "encoders", "pointcloud", "runs"),
     ("policy", "formats", "task", "experiments", "tables"),
     ("download",),

@@ -1,0 +1,47 @@
+"""interrupts.py: Ctrl-C while a script imports its libraries is one line and exit code 130."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+SCRIPTS = [p.name for p in ROOT.glob("*.py") if '__name__ == "__main__"' in p.read_text()]
+SLOW = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except BaseException:  # as libraries do that try what there is
+    pass
+"""
+
+
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"runs.py"}))  # which imports nothing slow
+def test_ctrl_c_while_importing(tmp_path, script):
+    """No library can swallow it."""
+    (tmp_path / "numpy.py").write_text(SLOW)
+    p = subprocess.Popen(
+        [sys.executable, ROOT / script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert p.stdout.readline() == "importing\n"
+        p.send_signal(signal.SIGINT)
+        _, err = p.communicate(timeout=30)
+    finally:
+        p.kill()
+    assert (p.returncode, err) == (130, "interrupted\n")
+
+
+def test_nothing_is_done_where_another_program_runs():
+    """A notebook that imports this project keeps its own Ctrl-C."""
+    code = "import interrupts, runs, signal; print(signal.getsignal(signal.SIGINT).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "default_int_handler\n"
