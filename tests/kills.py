@@ -349,9 +349,10 @@ def finish(line, log):
 
 
 def tail(log):
-    """The last line that a command printed."""
+    """What a command printed of an error, or else its last line."""
     lines = Path(log).read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "nothing was printed"
+    told = [line for line in lines if line.startswith("error: ") or "Error: " in line]
+    return " | ".join(told) or (lines[-1] if lines else "nothing was printed")
 
 
 def alive(session):
