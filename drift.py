@@ -11,6 +11,8 @@ one forward pass lands where the field comes to rest.
                                         R = K + N + P        references
 
 The leading axes (...) are independent problems, each with its own scale and its own force norm.
+The means of Eqs. 29 and 36 go over the whole batch. Where several processes hold a share of it
+each, `total` sums a tensor over them (ranks.py); where one holds all, it is the tensor itself.
 """
 
 import torch
@@ -59,12 +61,25 @@ def coefficients(A, n_neg):
     return torch.cat([-A_neg * S_pos, A_pos * S_neg], dim=-1)  # Eq. 33
 
 
+def of_one_process(y):
+    """The sum of y over the processes that share a batch, where there is one process: y itself."""
+    return y
+
+
+def batch_sum(y):
+    """The sum over a problem's batch, y (..., B, K, R | D) -> (...)."""
+    return y.sum((-3, -2, -1))
+
+
 @torch.no_grad()
-def drift(x, pos, neg=None, *, temps=(0.2,), w_x=None, w_pos=None, w_neg=None):
+def drift(
+    x, pos, neg=None, *, temps=(0.2,), w_x=None, w_pos=None, w_neg=None, total=of_one_process
+):
     """The drift V of every hypothesis, in scaled coordinates x / scale (Eqs. 5, 8, 9, 28-37, 56).
 
     x (..., B, K, D), pos (..., B, P, D), neg (..., B, N, D) or None. The weights, (..., B, K | P |
     N), are 1 if not given. temps: the interaction scales tau, in units of the mean distance s.
+    total: sums a tensor over the processes that share the batch.
 
     Returns V (..., B, K, D); scale (...), which divides coordinates; and info with `s` (...), the
     mean distance of Eq. 29, `scale`, and `force_rms` (..., len(temps)), the RMS of F before Eq. 36.
@@ -81,31 +96,35 @@ def drift(x, pos, neg=None, *, temps=(0.2,), w_x=None, w_pos=None, w_neg=None):
         diff = refs.unsqueeze(-3) - x.unsqueeze(-2)  # (..., B, K, R, D); never via dot products
         d = diff.norm(dim=-1)  # Eq. 28  (..., B, K, R)
         w = w.unsqueeze(-2).expand_as(d)
-        s = (w * d).sum((-3, -2, -1)) / w.sum((-3, -2, -1))  # Eq. 29  (...), note 15
+        s_above, s_below = total(torch.stack([batch_sum(w * d), batch_sum(w)]))
+        s = s_above / s_below  # Eq. 29  (...), note 15
         scale = (s / D**0.5).clamp_min(FLOOR_S)
         diff = diff / scale[..., None, None, None, None]
         d = d / s.clamp_min(FLOOR_S)[..., None, None, None]
         d = d + SELF_MASK * torch.eye(K, refs.shape[-2], dtype=d.dtype, device=d.device)
 
-        V = torch.zeros_like(x)
-        force_rms = []
+        forces = []
         for tau in temps:
             C = coefficients(affinity(d, w, tau), n_neg)  # Eqs. 9, 30-34
-            F = (C.unsqueeze(-2) @ diff).squeeze(-2)  # Eqs. 5, 35
-            rms = F.square().mean((-3, -2, -1)).sqrt()
+            forces.append((C.unsqueeze(-2) @ diff).squeeze(-2))  # Eqs. 5, 35
+        B = torch.full_like(s, x.shape[-3])
+        *squares, B = total(torch.stack([*(batch_sum(F.square()) for F in forces), B]))
+
+        V = torch.zeros_like(x)
+        force_rms = [(square / (B * K * D)).sqrt() for square in squares]
+        for F, rms in zip(forces, force_rms):
             V = V + F / rms.clamp_min(FLOOR_F)[..., None, None, None]  # Eqs. 36, 37
-            force_rms.append(rms)
     return V, scale, {"s": s, "scale": scale, "force_rms": torch.stack(force_rms, -1)}
 
 
-def drift_loss(x, pos, neg=None, *, temps=(0.2,), w_x=None, w_pos=None, w_neg=None):
+def drift_loss(x, pos, neg=None, **kw):
     """The fixed-point regression x/scale -> sg(x/scale + V), mean over k and d (Eqs. 10, 38, 39).
 
-    The arguments and info are as in `drift`. Returns the loss (..., B) and info. Only x receives a
-    gradient. The value stays near the number of temperatures whatever the fit is, because of
-    Eq. 36 (note 26): watch `s` and `force_rms` instead.
+    The arguments, kw among them, and info are as in `drift`. Returns the loss (..., B) and info.
+    Only x receives a gradient. The value stays near the number of temperatures whatever the fit is,
+    because of Eq. 36 (note 26): watch `s` and `force_rms` instead.
     """
-    V, scale, info = drift(x, pos, neg, temps=temps, w_x=w_x, w_pos=w_pos, w_neg=w_neg)
+    V, scale, info = drift(x, pos, neg, **kw)
     with torch.autocast(x.device.type, enabled=False):
         x_scaled = x.to(V.dtype) / scale[..., None, None, None]
         target = (x_scaled + V).detach()  # Eq. 38
