@@ -4,8 +4,7 @@ Source: arXiv 2604.03540, Eqs. 6-11. At every step the generator gives K hypothe
 in one call, the drifting field says where each of them should go, and the generator is fitted to
 that. The run folder gets ckpt.pt (the policy, with its EMA weights), state.pt (for --resume),
 log.jsonl, log.csv and TensorBoard files, curves.png and hypotheses.png. Under torchrun every
-process takes a share of the batch; the mean distance s of Eq. 29, which couples a batch, is then
-that of a share (note 15).
+process takes a share of the batch, and the update is that of one process (ranks.py).
 """
 
 import interrupts  # noqa: F401 - first, see there
@@ -13,12 +12,10 @@ import interrupts  # noqa: F401 - first, see there
 import copy
 import functools
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 import baselines
@@ -28,8 +25,8 @@ from drift import chunk_loss
 from envs import defaults_of, task_list, task_named
 from evaluate import evaluate, line, log_score
 from policy import Policy, data_ranges
+from ranks import ALONE, of_torchrun
 from runs import (
-    RESUMABLE,
     BadInput,
     Parser,
     Run,
@@ -37,15 +34,28 @@ from runs import (
     atomic,
     check_device,
     check_seed,
-    claim,
     cli,
     curves,
     first_not_finite,
     flags_of,
     load_state,
     refuse_flags,
-    save_torch,
     step_seed,
+)
+from saves import (
+    Interrupts,
+    Timer,
+    check_like,
+    check_tensor,
+    claimed,
+    counter,
+    moments,
+    number,
+    policy_of,
+    restore_moments,
+    restoring,
+    run,
+    write,
 )
 from task import check_horizons
 
@@ -74,19 +84,22 @@ FREE_ON_RESUME = {
 # ---- the loss and the step ----------------------------------------------------------------------
 
 
-def dbp_loss(policy, obs, pos, args, generator, past_negatives=None):
+def dbp_loss(policy, obs, pos, args, generator, past_negatives=None, ranks=ALONE, n=None):
     """Stage 1's loss on a batch, and what tells progress (Eqs. 6-11).
 
     obs {name: (B, T_o, ...)}, in data units (the policy normalises them); pos (B, T_p, D_a): the
     expert's chunks, normalised. past_negatives: from the hypotheses to those of earlier epochs as
     keywords of chunk_loss, which it also keeps for the next epoch (beyond.Memory); None is the
-    paper's method.
+    paper's method. ranks: the processes that share a batch of n rows; B of them are here.
     """
     pos = pos.unsqueeze(1)  # (B, P = 1, T_p, D_a)
+    z = ranks.share(policy.latent(n or len(pos), args.K, generator=generator))
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=args.amp):
-        x = policy.hypotheses(obs, args.K, generator=generator)  # Eqs. 6, 7  (B, K, T_p, D_a)
-    more = past_negatives(x.detach()) if past_negatives else {}
-    loss, info = chunk_loss(x, pos, temps=args.temp, mode=args.mode, **more)  # Eqs. 8-11
+        x = policy(obs, z)  # Eqs. 6, 7  (B, K, T_p, D_a)
+    how = {"temps": args.temp, "mode": args.mode, "total": ranks.total}
+    if past_negatives:
+        how.update(past_negatives(x.detach()))
+    loss, info = chunk_loss(x, pos, **how)  # Eqs. 8-11
 
     # In mode "step" there is a force RMS for each of the T_p steps: the mean over them.
     force = info["force_rms"].reshape(-1, len(args.temp)).mean(0)
@@ -94,8 +107,11 @@ def dbp_loss(policy, obs, pos, args, generator, past_negatives=None):
     return loss, {"s": info["s"].mean(), **progress(x.detach(), pos), **forces}
 
 
-def baseline_loss(policy, obs, pos, args, generator, past_negatives=None):
-    """The loss of another method on the same batch (baselines.py), and no figures."""
+def baseline_loss(policy, obs, pos, args, generator, past_negatives=None, ranks=ALONE, n=None):
+    """The loss of another method on the same batch (baselines.py), and no figures.
+
+    Processes that share a batch draw noise of their own for their rows.
+    """
     with torch.autocast(pos.device.type, torch.bfloat16, enabled=args.amp):
         return baselines.LOSSES[args.method](policy, obs, pos, args.K, generator), {}
 
@@ -162,97 +178,216 @@ def lr_factor(step, total, warmup, schedule):
 # ---- training -----------------------------------------------------------------------------------
 
 
+class Training:
+    """The batches, and all that a step changes and --resume brings back.
+
+    sums: of the figures of the steps since the last row of the log. finite: a number of each of
+    these steps, finite if its loss and its gradient are.
+    """
+
+    def __init__(self, args, task, ranks):
+        self.args = args
+        self.task = task
+        self.ranks = ranks
+        episodes = load(task, args.data, args.demos)
+        self.windows = Windows(episodes, args.T_o, args.T_p, args.T_a, args.device)
+        check_shares(args, self.windows, ranks.world)
+        self.n = min(args.batch, len(self.windows))  # of a batch, all processes together
+        self.per_epoch = len(self.windows) // self.n  # a last, smaller batch is left out
+        self.policy = new_policy(args, task, self.windows)
+        self.ema = EMA(self.policy, args.ema, args.ema_power)
+        self.opt = torch.optim.AdamW(
+            self.policy.parameters(),
+            args.lr,
+            betas=args.betas,
+            weight_decay=args.weight_decay,
+            fused=True,
+        )
+        self.memory = None
+        if args.memory:
+            D_a = self.policy.D_a
+            self.memory = Memory(len(self.windows), args.memory, args.T_p, D_a, args.device)
+        self.budget = Budget(args, self.per_epoch, ranks)
+        self.step = 0
+        self.sums = {}
+        self.finite = []
+        self.snapshots = {}  # step -> chunks (6, 32, T_p, D_a), for hypotheses.png
+        if args.resume:
+            self.restore()
+        self.epoch = None
+        self.order = None
+        self.generator = torch.Generator(args.device)
+        loss_of = dbp_loss if args.method == "dbp" else baseline_loss
+        self.loss_of = ranks.sharing(self.policy, loss_of)
+
+    def batch(self):
+        """The windows of this step, of all processes; the step fixes them, for --resume."""
+        epoch, j = divmod(self.step, self.per_epoch)
+        if epoch != self.epoch:
+            self.order = self.windows.order(epoch, self.args.seed)
+            self.epoch = epoch
+        return self.order[j * self.n : (j + 1) * self.n]
+
+    def noise_seed(self):
+        """The seed of this step's noise, which DBP's processes share; a baseline's do not."""
+        ranks = ALONE if self.args.method == "dbp" else self.ranks
+        return step_seed(self.args.seed, self.step, rank=ranks.rank, world=ranks.world)
+
+    def gradients(self):
+        """Take the gradients of this step's loss. Returns the loss, detached, and its figures."""
+        args = self.args
+        i = self.ranks.share(self.batch()).to(args.device)
+        obs, action = self.windows.batch(i)  # {name: (B, T_o, ...)}, (B, T_p, D_a)
+        pos = self.policy.norm_action(action)
+        past = functools.partial(self.memory.negatives, i) if self.memory else None
+        self.generator.manual_seed(self.noise_seed())
+        loss, info = self.loss_of(obs, pos, args, self.generator, past, self.ranks, self.n)
+        self.ranks.backward(loss, self.n)
+        return loss.detach(), info
+
+    def advance(self):
+        """One step: hypotheses, loss, update."""
+        args = self.args
+        loss, info = self.gradients()
+        grad = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), args.max_grad_norm)
+        factor = lr_factor(self.step, self.budget.total, args.warmup, args.schedule)
+        self.opt.param_groups[0]["lr"] = args.lr * factor
+        self.opt.step()
+        self.opt.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.step)
+        self.finite.append(loss + grad)
+        now = {"loss": loss, "grad": grad, **info}
+        self.sums = {k: self.sums[k] + v if self.sums else v for k, v in now.items()}
+
+    def check_finite(self):
+        """Stop a training in which a loss or a gradient was not finite. Raises BadInput.
+
+        That is looked at once a row of the log and before a save, and not at each step, because
+        the device would be waited for.
+        """
+        if not self.finite:
+            return
+        values = self.ranks.total(torch.stack(self.finite))  # of any process, as all must stop
+        self.finite = []
+        bad = first_not_finite(values.unbind())
+        if bad is not None:
+            raise BadInput(
+                f"training stopped: at step {self.step - len(values) + bad + 1} the loss or its "
+                "gradient was not finite. Begin again in another folder with a lower --lr; what "
+                "was saved before is kept"
+            )
+
+    def total_sums(self):
+        """`sums` over the rows of all processes; figures are means over the rows of each."""
+        if not self.sums:
+            return {}
+        weight = self.ranks.weight(self.n)
+        total = self.ranks.total(torch.stack(list(self.sums.values())) * weight)
+        return dict(zip(self.sums, total))
+
+    def means(self):
+        """The means of the figures since the last row of the log, whose sums begin anew."""
+        n = (self.step - 1) % LOG_EVERY + 1
+        found = {k: v.item() / n for k, v in self.total_sums().items()}
+        self.sums = {}
+        return found
+
+    def state(self, sums):
+        """What state.pt keeps beside the step and the flags. sums: of all processes."""
+        found = {
+            "total": self.budget.total,
+            "minutes": self.budget.minutes,
+            "snapshots": self.snapshots,
+            "sums": sums,
+            "moments": moments(self.opt),
+        }
+        if self.memory:
+            found["memory"] = self.memory.state()
+        return found
+
+    def restore(self):
+        """Go on from state.pt and the ckpt.pt of its step. Raises BadInput if they are damaged."""
+        args = self.args
+        needs = {"step", "total", "minutes", "snapshots", "sums", "moments"}
+        with restoring(args.out):
+            state = load_state(args, args.device, needs, FREE_ON_RESUME)
+            self.step = counter(state, "step")
+            self.budget.minutes = number(state, "minutes")
+            if state["total"] is not None:
+                self.budget.total = counter(state, "total", self.step)
+            check_like(state["sums"], state["sums"] and figures_of(args), "sums")
+            self.sums = state["sums"]
+            shape = (6, 32, args.T_p, self.policy.D_a)
+            for step, chunks in state["snapshots"].items():
+                counter({"a snapshot's step": step}, "a snapshot's step")
+                check_tensor(chunks, shape, torch.float32, "a snapshot")
+            self.snapshots = state["snapshots"]
+            found = policy_of(args.out, state, args.device)
+            check_like(found["weights"], self.policy.state_dict(), "weights")
+            check_like(found["ema"], self.ema.state_dict(), "ema")
+            self.policy.load_state_dict(found["weights"])
+            self.ema.load_state_dict(found["ema"])
+            restore_moments(self.opt, state["moments"])
+            if self.memory:
+                check_like(state["memory"], self.memory.state(), "memory")
+                self.memory.restore(state["memory"])
+
+
 def train(args):
     """Train a policy as the flags say; the run folder is args.out."""
+    ranks = of_torchrun(args)  # first of all, since it chooses the GPU
     task = resolve(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    world, rank = start_processes(args)
-    windows, policy, ema, opt, memory, state = setup(args, task)
-    check_shares(args, windows, world)
-    per_epoch = max(len(windows) // args.batch, 1)  # the last, smaller batch is left out
-    budget = Budget(args, per_epoch, state, world)
-    report = None
-    if rank == 0:
-        report = Report(args, task, windows, policy, ema, opt, memory, budget, state)
-    loss_of = dbp_loss if args.method == "dbp" else baseline_loss
-    generator = torch.Generator(args.device)
-    step = state["step"]
-    sums = {}
-    finite = []  # of each step since the last row of the log, finite if its loss and gradient are
+    with claimed(args, ranks), ranks.joined(args.device):
+        training = Training(args, task, ranks)
+        with Interrupts(quiet=not ranks.first) as interrupts:
+            report = Report(training, interrupts) if ranks.first else None
+            step_on(training, report, interrupts)
+        if report:
+            report.finish()
+
+
+def step_on(training, report, interrupts):
+    """Step until the end, with logs, scores and saves on the way.
+
+    report: None in all processes but the first. Raises BadInput, and KeyboardInterrupt after
+    Ctrl-C, when the last step has been saved.
+    """
+    ranks = training.ranks
+    budget = training.budget
+    if report:
+        report.score_if_due()
     budget.start()
-    while budget.more(step):
-        if report and step in SNAPSHOT_STEPS and step not in report.snapshots:
-            report.snapshot(step)
-
-        # The batch, and its latents: both depend on the step alone, so that a run can be resumed.
-        epoch, j = divmod(step, per_epoch)
-        if j == 0 or step == state["step"]:
-            order = windows.order(epoch, args.seed)
-        i = order[j * args.batch : (j + 1) * args.batch][rank::world].to(args.device)
-        obs, action = windows.batch(i)  # {name: (B, T_o, ...)}, (B, T_p, D_a)
-        generator.manual_seed(step_seed(args.seed, step, rank=rank, world=world))
-
-        # Hypotheses, loss, step.
-        pos = policy.norm_action(action)
-        past = functools.partial(memory.negatives, i) if memory else None
-        loss, info = loss_of(policy, obs, pos, args, generator, past)
-        loss.backward()
-        average_gradients(policy, world)
-        grad = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-        lr = args.lr * lr_factor(step, budget.total, args.warmup, args.schedule)
-        opt.param_groups[0]["lr"] = lr
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-        step += 1
-        ema.update(step)
-
-        now = {"loss": loss.detach(), "grad": grad, **info}
-        sums = {k: sums[k] + v if sums else v for k, v in now.items()}
-        finite.append(now["loss"] + grad)
-        if step % LOG_EVERY == 0 or step == budget.total:
-            refuse_not_finite(finite, step)
-            budget.tick(step)
+    while not (stop := ranks.any(interrupts.asked)) and budget.more(training.step):
+        if report:
+            report.snapshot_if_due()
+        training.advance()
+        if training.step % LOG_EVERY == 0 or training.step == budget.total:
+            training.check_finite()
+            budget.tick(training.step)
+            means = training.means()
             if report:
-                n = (step - 1) % LOG_EVERY + 1
-                report.log(step, {k: v.item() / n for k, v in sums.items()})
-            sums = {}
-            finite = []
+                report.log(means)
             budget.start()
         elif report:
             report.bar.update()
-
-    if report:
-        report.finish(step)
-    if world > 1:
-        dist.destroy_process_group()
-
-
-def refuse_not_finite(values, step):
-    """Stop a training in which a loss or a gradient was not finite. Raises BadInput.
-
-    values: a number () of each step up to this one. They are looked at once a row of the log, and
-    not at each step, because the device would be waited for; nothing is saved in between.
-    """
-    bad = first_not_finite(values)
-    if bad is not None:
-        raise BadInput(
-            f"training stopped: at step {step - len(values) + bad + 1} the loss or its gradient "
-            "was not finite. Begin again in another folder with a lower --lr; what was saved "
-            "before is kept"
-        )
+    if stop:
+        training.check_finite()
+        budget.count()
+        sums = training.total_sums()
+        if report:
+            report.save(sums)
+        ranks.any(False)  # the others wait for it
+        raise KeyboardInterrupt
 
 
 # ---- setting up ---------------------------------------------------------------------------------
 
 
-def setup(args, task):
-    """Windows, policy, EMA and optimiser; from --init or from state.pt where asked.
-
-    Returns them, the memory of --memory (or None), and the state that the run goes on from.
-    """
-    episodes = load(task, args.data, args.demos)
-    windows = Windows(episodes, args.T_o, args.T_p, args.T_a, args.device)
+def new_policy(args, task, windows):
+    """The policy that a training begins from, or the one of --init."""
     shape = {
         "task": task.name,
         "obs": task.specs,
@@ -272,27 +407,7 @@ def setup(args, task):
         spread_outputs(policy.net, args.spread, policy.latent(500), policy.features(first))
     if args.init:
         start_from(policy, args.init, args.device)
-    opt = torch.optim.AdamW(
-        policy.parameters(),
-        args.lr,
-        betas=args.betas,
-        weight_decay=args.weight_decay,
-        fused=True,
-    )
-    ema = EMA(policy, args.ema, args.ema_power)
-    memory = None
-    if args.memory:
-        memory = Memory(len(windows), args.memory, args.T_p, policy.D_a, args.device)
-    state = {"step": 0, "total": None, "minutes": 0.0, "snapshots": {}}
-    if args.resume:
-        weights = ("weights", "ema")
-        state = load_state(args, args.device, {"optimizer"}, FREE_ON_RESUME, weights=weights)
-        policy.load_state_dict(state.pop("weights"))
-        ema.load_state_dict(state.pop("ema"))
-        opt.load_state_dict(state.pop("optimizer"))
-        if memory:
-            memory.restore(state.pop("memory"))
-    return windows, policy, ema, opt, memory, state
+    return policy
 
 
 def start_from(policy, path, device):
@@ -305,35 +420,6 @@ def start_from(policy, path, device):
     policy.load_state_dict(start.state_dict())
 
 
-def start_processes(args):
-    """Join torchrun's processes, if there are any. Returns their number and this one's rank.
-
-    Raises BadInput if the environment is not as torchrun sets it.
-    """
-    world = whole_number("WORLD_SIZE", 1)
-    rank = whole_number("RANK", 0)
-    if world < 1 or not 0 <= rank < world:
-        raise BadInput(f"RANK {rank} of WORLD_SIZE {world}: use torchrun, or unset both")
-    if world > 1:
-        gpu = args.device.startswith("cuda")
-        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            if name not in os.environ:
-                raise BadInput(f"WORLD_SIZE is {world} without {name}: use torchrun, or unset it")
-        dist.init_process_group("nccl" if gpu else "gloo")
-        if gpu:
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return world, rank
-
-
-def whole_number(name, otherwise):
-    """An environment variable as a whole number; `otherwise` if it is not set. BadInput."""
-    text = os.environ.get(name, otherwise)
-    try:
-        return int(text)
-    except ValueError as e:
-        raise BadInput(f"{name}={text} is not a whole number: use torchrun, or unset it") from e
-
-
 def check_shares(args, windows, world):
     """Refuse what cannot be split over the processes. Raises BadInput."""
     batch = min(args.batch, len(windows))
@@ -343,12 +429,12 @@ def check_shares(args, windows, world):
         raise BadInput("--memory is of one process: run it without torchrun")
 
 
-def average_gradients(module, world):
-    """Make every process's gradients the mean over all of them."""
-    if world > 1:
-        for p in module.parameters():
-            dist.all_reduce(p.grad)
-            p.grad /= world
+def figures_of(args):
+    """The figures of a step, each a number of its own: {name: a tensor like it}."""
+    names = ["loss", "grad"]
+    if args.method == "dbp":
+        names += ["s", "best", "mean", "diversity", *(f"force_{tau:g}" for tau in args.temp)]
+    return {name: torch.zeros(()) for name in names}
 
 
 # ---- how long to train --------------------------------------------------------------------------
@@ -361,12 +447,11 @@ class Budget:
     of training so far, without evaluations and saves.
     """
 
-    def __init__(self, args, per_epoch, state, world):
+    def __init__(self, args, per_epoch, ranks):
         self.limit = args.minutes
-        self.world = world
-        self.device = args.device
-        self.minutes = state["minutes"]
-        self.total = state["total"] or args.steps
+        self.ranks = ranks
+        self.minutes = 0.0
+        self.total = args.steps
         if self.total is None and args.epochs:
             self.total = math.ceil(args.epochs * per_epoch)
         self.clock = time.perf_counter()
@@ -375,22 +460,23 @@ class Budget:
         """Whether there is a step after this number of them."""
         return self.total is None or step < self.total
 
-    def tick(self, step):
-        """Count the time since the last start(); fit the steps to the time that is left."""
+    def start(self):
+        """Let the clock run from now on."""
+        self.clock = time.perf_counter()
+
+    def count(self):
+        """Count the time since the last start()."""
         self.minutes += (time.perf_counter() - self.clock) / 60
+
+    def tick(self, step):
+        """Count the time, and fit the steps to the time that is left."""
+        self.count()
         if not self.limit or step < 100:
             return
         fit = max(step, round(step * self.limit / self.minutes))
         if self.total and self.minutes > self.limit / 2:
             fit = self.total
-        fit = torch.tensor(fit, device=self.device)
-        if self.world > 1:
-            dist.broadcast(fit, 0)
-        self.total = int(fit)
-
-    def start(self):
-        """Let the clock run from now on."""
-        self.clock = time.perf_counter()
+        self.total = self.ranks.agreed(fit)  # each has a clock of its own
 
 
 # ---- what the first process writes --------------------------------------------------------------
@@ -399,31 +485,30 @@ class Budget:
 class Report:
     """The run folder of a training: logs, saves, scores, pictures; and the progress bar."""
 
-    def __init__(self, args, task, windows, policy, ema, opt, memory, budget, state):
+    def __init__(self, training, interrupts):
+        args = training.args
+        windows = training.windows
+        policy = training.policy
+        self.training = training
+        self.interrupts = interrupts
         self.args = args
-        self.task = task
-        self.policy = policy
-        self.ema = ema
-        self.opt = opt
-        self.memory = memory
-        self.budget = budget
-        self.snapshots = state["snapshots"]  # step -> chunks (6, 32, T_p, D_a), for hypotheses.png
         self.flags = flags_of(args)
         self.out = Path(args.out)
+        self.timer = Timer(args.save_every)
         self.shadow = baselines.prepare(copy.deepcopy(policy).eval())
         six = torch.linspace(0, len(windows) - 1, 6, device=args.device).long()
         self.shown = windows.batch(six)
         noise = torch.Generator().manual_seed(0)
         self.z_shown = torch.randn(6, 32, args.T_p, policy.D_a, generator=noise).to(args.device)
-        self.run = Run(self.out, self.flags, resume_step=state["step"] if args.resume else None)
+        self.run = Run(self.out, self.flags, resume_step=training.step if args.resume else None)
         parameters = sum(p.numel() for p in policy.parameters()) / 1e6
         print(
-            f"{task.name}: {len(windows)} windows, {parameters:.1f} M parameters, "
+            f"{training.task.name}: {len(windows)} windows, {parameters:.1f} M parameters, "
             f"{args.device}, {self.out}"
         )
         self.bar = tqdm(
-            initial=state["step"],
-            total=budget.total,
+            initial=training.step,
+            total=training.budget.total,
             unit="step",
             mininterval=1,
             dynamic_ncols=True,
@@ -431,72 +516,92 @@ class Report:
 
     def ema_policy(self):
         """The policy with the averaged weights, which is what acts."""
-        self.shadow.load_state_dict({**self.policy.state_dict(), **self.ema.state_dict()})
+        training = self.training
+        self.shadow.load_state_dict({**training.policy.state_dict(), **training.ema.state_dict()})
         return self.shadow
 
-    def save(self, step):
-        """Write ckpt.pt and state.pt."""
-        ema = self.ema.state_dict()
-        self.policy.save(self.out / "ckpt.pt", flags=self.flags, ema=ema, step=step)
-        state = {
-            "step": step,
-            "total": self.budget.total,
-            "minutes": self.budget.minutes,
-            "snapshots": self.snapshots,
-            "flags": self.flags,
-            "weights": self.policy.state_dict(),
-            "ema": ema,
-            "optimizer": self.opt.state_dict(),
-        }
-        if self.memory:
-            state["memory"] = self.memory.state()
-        save_torch(self.out / "state.pt", state)
+    def save(self, sums):
+        """Write ckpt.pt and state.pt. sums: of the figures since the last row of the log."""
+        training = self.training
+        step = training.step
+        ema = training.ema.state_dict()
 
-    def snapshot(self, step):
+        def write_policy(path):
+            training.policy.save(path, flags=self.flags, ema=ema, step=step)
+
+        write(self.out, step, write_policy, {"flags": self.flags, **training.state(sums)})
+        self.timer.restart()
+
+    def snapshot(self):
         """Keep the hypotheses of six observations at this step, for hypotheses.png."""
         with torch.inference_mode():
-            self.snapshots[step] = draws(self.ema_policy(), self.shown[0], self.z_shown).cpu()
+            chunks = draws(self.ema_policy(), self.shown[0], self.z_shown)
+        self.training.snapshots[self.training.step] = chunks.cpu()
 
-    def score(self, step):
+    def snapshot_if_due(self):
+        """Keep the hypotheses at the steps of hypotheses.png."""
+        step = self.training.step
+        if step in SNAPSHOT_STEPS and step not in self.training.snapshots:
+            self.snapshot()
+
+    def score(self):
         """Evaluate the averaged policy and log it; None if the task has no simulator."""
-        if self.task.env is None:
+        task = self.training.task
+        if task.env is None:
             return None
         workers = not self.args.one_process
-        result, _ = evaluate(self.ema_policy(), self.task, self.args.episodes, workers=workers)
-        log_score(self.run, step, result, minutes=self.budget.minutes)
+        result, _ = evaluate(self.ema_policy(), task, self.args.episodes, workers=workers)
+        log_score(self.run, self.training.step, result, minutes=self.training.budget.minutes)
         return result
 
-    def log(self, step, means):
+    def score_if_due(self):
+        """Score where it is time for that, unless Ctrl-C breaks it off or the log has the score.
+
+        The last step is scored by finish(). An evaluation that was broken off is due again when
+        the run is resumed.
+        """
+        step = self.training.step
+        every = self.args.eval_every
+        row = step and step % LOG_EVERY == 0 and step != self.training.budget.total
+        scored = any(row["step"] == step and "score" in row for row in self.run.rows)
+        if not (row and every and step % every < LOG_EVERY) or scored or self.interrupts.asked:
+            return
+        result = None
+        with self.interrupts.break_off():
+            result = self.score()
+        if result:
+            minutes = self.training.budget.minutes
+            self.bar.write(f"step {step}, {minutes:.1f} min: {line(result)}")
+
+    def log(self, means):
         """Write a row of figures; score and save where it is time for that."""
-        args = self.args
-        lr = self.opt.param_groups[0]["lr"]
-        self.run.log(step, minutes=self.budget.minutes, lr=lr, **means)
-        self.bar.total = self.budget.total
-        self.bar.update(step - self.bar.n)
+        training = self.training
+        lr = training.opt.param_groups[0]["lr"]
+        self.run.log(training.step, minutes=training.budget.minutes, lr=lr, **means)
+        self.bar.total = training.budget.total
+        self.bar.update(training.step - self.bar.n)
         names = ("s", "best", "mean", "diversity") if "s" in means else ("loss",)
         self.bar.set_postfix({k: f"{means[k]:.3g}" for k in names})
-        last = step == self.budget.total
-        if args.eval_every and step % args.eval_every < LOG_EVERY and not last:
-            result = self.score(step)
-            if result:
-                self.bar.write(f"step {step}, {self.budget.minutes:.1f} min: {line(result)}")
-        if step % (LOG_EVERY * math.ceil(args.save_every / LOG_EVERY)) == 0 or last:
-            self.save(step)  # after the score: a kill between the two loses neither
+        self.score_if_due()
+        if self.timer.due and training.step != training.budget.total:
+            self.save({})  # after the score: a kill between the two loses neither
 
-    def finish(self, step):
+    def finish(self):
         """Draw the pictures, score the policy, and print the last line."""
+        training = self.training
         self.bar.close()
-        self.snapshot(step)
-        self.save(step)
-        result = self.score(step)
+        self.snapshot()
+        self.save({})
+        result = self.score()
         curves(self.run, self.out / "curves.png", panels(self.args))
-        hypotheses_figure(self.policy, self.shown, self.snapshots, self.out / "hypotheses.png")
+        path = self.out / "hypotheses.png"
+        hypotheses_figure(training.policy, self.shown, training.snapshots, path)
         self.run.close()  # last: log.csv says that the run is finished
-        scored = f"no score: {self.task.name} has no simulator"
+        scored = f"no score: {training.task.name} has no simulator"
         if result:
             scored = line(result)
-        minutes = self.budget.minutes
-        print(f"{scored}  {step} steps, {minutes:.1f} min of training  {self.out}/ckpt.pt")
+        minutes = training.budget.minutes
+        print(f"{scored}  {training.step} steps, {minutes:.1f} min of training  {self.out}/ckpt.pt")
 
 
 def draws(policy, obs, z):
@@ -716,7 +821,11 @@ def parse(argv=None):
     g.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint")
     g.add_argument("--resume", action="store_true", help="go on from state.pt in the run folder")
     g.add_argument(
-        "--save-every", type=int, default=500, metavar="STEPS", help="steps between saves"
+        "--save-every",
+        type=float,
+        default=10.0,
+        metavar="MINUTES",
+        help="minutes between saves, of which Ctrl-C and the end make one too; 0: every 50 steps",
     )
     g.add_argument(
         "--eval-every",
@@ -759,7 +868,6 @@ def resolve(args):
         else:
             args.steps = 8000
     args.out = args.out or f"runs/{args.task}-{args.method}-seed{args.seed}"
-    claim(args)
     return task
 
 
@@ -793,11 +901,10 @@ def check_ranges(args):
         "max_grad_norm",
         "ema_power",
         "threads",
-        "save_every",
         "episodes",
     )
     check_seed(args, "seed")
-    for k in ("warmup", "eval_every", "weight_decay", "spread", "memory"):
+    for k in ("warmup", "save_every", "eval_every", "weight_decay", "spread", "memory"):
         if not 0 <= (getattr(args, k) or 0) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
     if not all(0 <= b < 1 for b in (*args.betas, args.ema)):
@@ -822,4 +929,4 @@ def chosen_dims(dims, gpu, T_p):
 
 
 if __name__ == "__main__":
-    cli(lambda: train(parse()), interrupted=RESUMABLE)
+    cli(lambda: run(train, parse()))

@@ -16,7 +16,7 @@ from conftest import ROOT
 FLOORS = (
     ("interrupts",),
     ("drift", "unet", "encoders", "pointcloud", "runs"),
-    ("policy", "formats", "task", "experiments", "tables"),
+    ("ranks", "saves", "policy", "formats", "task", "experiments", "tables"),
     ("download",),
     ("baselines", "beyond", "dbpo_loss", "task_pusht", "task_locomotion", "task_clouds"),
     ("envs",),
