@@ -54,7 +54,7 @@ from saves import (
     policy_of,
     restore_moments,
     restoring,
-    run,
+    run_until_interrupted,
     write,
 )
 from task import check_horizons
@@ -825,7 +825,7 @@ def parse(argv=None):
         type=float,
         default=10.0,
         metavar="MINUTES",
-        help="minutes between saves, of which Ctrl-C and the end make one too; 0: every 50 steps",
+        help="minutes between saves; Ctrl-C and the end save, too; 0: every 50 steps",
     )
     g.add_argument(
         "--eval-every",
@@ -929,4 +929,4 @@ def chosen_dims(dims, gpu, T_p):
 
 
 if __name__ == "__main__":
-    cli(lambda: run(train, parse()))
+    cli(lambda: run_until_interrupted(train, parse()))

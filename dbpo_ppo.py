@@ -3,8 +3,9 @@
 Source: arXiv 2604.03540, Eqs. 12-17, 43-57. The equations are in dbpo_loss.py, the reward and the
 roll-out in dbpo_rollout.py. The checkpoint names its task. Every iteration collects chunks with
 noise, computes advantages, and updates critic and actor. What comes out is an ordinary policy that
-acts with its mean, in one forward pass. The run folder gets ckpt.pt (the last policy), best.pt,
-state.pt (for --resume), logs and curves.png.
+acts with its mean, in one forward pass. The run folder gets init.pt (the policy that it began
+from), ckpt.pt (the last one), best.pt, state.pt (for --resume), logs and curves.png. Under torchrun
+the simulators are split over the processes, and the update is that of one process (ranks.py).
 """
 
 import interrupts  # noqa: F401 - first, see there
@@ -20,27 +21,41 @@ from torch import nn
 from tqdm import tqdm
 
 from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae
-from dbpo_rollout import apply, collect, leaves, make_buffer, take
+from dbpo_rollout import apply, collect, leaves, make_buffer, take, whole_buffer
 from envs import Simulators, closing, defaults_of, task_named
 from evaluate import evaluate, line, log_score
 from policy import Policy
+from ranks import ALONE, of_torchrun
 from runs import (
-    RESUMABLE,
+    START_SEEDS,
     BadInput,
     Parser,
     Run,
     above_zero,
     check_device,
     check_seed,
-    claim,
     cli,
     curves,
     first_not_finite,
     flags_of,
     load_state,
     refuse_flags,
-    save_torch,
     step_seed,
+)
+from saves import (
+    Interrupts,
+    Timer,
+    check_like,
+    check_tensor,
+    claimed,
+    counter,
+    moments,
+    number,
+    policy_of,
+    restore_moments,
+    restoring,
+    run_until_interrupted,
+    write,
 )
 
 RAMP = 5  # iterations in which the actor's learning rate rises to --lr (note 24)
@@ -63,14 +78,25 @@ FREE_ON_RESUME = {
 
 
 def update(
-    module, opt, loss_of, buffer, *, epochs, batch, max_grad_norm, generator, target_kl=math.inf
+    module,
+    opt,
+    loss_of,
+    buffer,
+    *,
+    epochs,
+    batch,
+    max_grad_norm,
+    generator,
+    target_kl=math.inf,
+    ranks=ALONE,
 ):
     """Epochs of minibatches over the buffer, for the actor or the critic.
 
-    loss_of maps a minibatch to (loss, detached figures). It stops after an epoch whose KL exceeds
-    target_kl. Figures are copied to the host once an epoch. Returns their means over the last
-    epoch, those of the first minibatch, before any step, and the number of epochs. Raises
-    FloatingPointError if a loss or a gradient was not finite.
+    loss_of maps a minibatch to (loss, detached figures). ranks: the processes, which hold the same
+    buffer and share each minibatch. It stops after an epoch whose KL exceeds target_kl. Figures are
+    copied to the host once an epoch. Returns their means over the last epoch, those of the first
+    minibatch, before any step, and the number of epochs. Raises FloatingPointError if a loss or a
+    gradient was not finite.
     """
     flat = apply(lambda v: v.flatten(0, 1), buffer)
     n = len(flat["z"])
@@ -78,27 +104,47 @@ def update(
     finite = []  # of each minibatch, a number that is finite if its loss and its gradient are
     for done in range(1, epochs + 1):
         seen = []
+        weights = []
         for i in torch.randperm(n, device=flat["z"].device, generator=generator).split(batch):
-            loss, now = loss_of(take(flat, i))
-            loss.backward()
+            rows = ranks.share(i)
+            if not len(rows):
+                rows = i[:1]  # a process without a row joins in with one, whose weight is 0
+            loss, now = loss_of(take(flat, rows))
+            ranks.backward(loss, len(i))
             grad = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
             finite.append(loss.detach() + grad)
             opt.step()
             opt.zero_grad(set_to_none=True)
             seen.append(torch.stack(list(now.values())))
+            weights.append(ranks.weight(len(i)))
+        names = list(now)
         if first is None:
-            first = seen[0]
+            first = over_processes(seen[:1], weights[:1], names, ranks)[0]
         if done == epochs or target_kl < math.inf:
-            figures = dict(zip(now, torch.stack(seen).mean(0).tolist()))
+            means = over_processes(seen, weights, names, ranks).mean(0)
+            figures = dict(zip(names, means.tolist()))
             if figures.get("kl", 0) > target_kl:
                 break
-    bad = first_not_finite(finite)
+    bad = first_not_finite(ranks.total(torch.stack(finite)).unbind())
     if bad is not None:
         name = type(module).__name__.lower()
         raise FloatingPointError(
             f"the {name}'s loss or gradient was not finite at update {bad + 1}"
         )
-    return figures, dict(zip(now, first.tolist())), done
+    return figures, dict(zip(names, first.tolist())), done
+
+
+def over_processes(seen, weights, names, ranks):
+    """Figures of minibatches, of this process's rows -> of the rows of all: (minibatches, figures).
+
+    weights: what its rows count in each minibatch. All figures are means, but `off` is the largest.
+    """
+    here = torch.stack(seen)
+    every = ranks.total(here * torch.tensor(weights, device=here.device)[:, None])
+    if "off" in names:
+        off = names.index("off")
+        every[:, off] = ranks.largest(here[:, off])
+    return every
 
 
 def advantages(buffer, scale, args):
@@ -148,23 +194,32 @@ def noise_shift(it, args):
 
 
 class Training:
-    """Everything that --resume brings back, and the run folder that it is kept in."""
+    """Everything that --resume brings back, and the run folder that it is kept in.
 
-    def __init__(self, args, policy, task):
+    Every process has one; only the first has the run folder's log `run` and the progress bar.
+    """
+
+    def __init__(self, args, policy, task, ranks):
         self.args = args
         self.task = task
         self.policy = policy
+        self.ranks = ranks
+        self.interrupts = Interrupts(quiet=not ranks.first)
+        self.timer = Timer(args.save_every)
         self.frozen = copy.deepcopy(policy).requires_grad_(False)  # theta_0 of Eq. 16
         self.actor = Actor(policy, args.sigma, args.sigma_range)
         self.critic = Critic(policy)
-        self.modules = {"actor": self.actor, "critic": self.critic, "frozen": self.frozen}
         self.opt_critic = torch.optim.Adam(self.critic.parameters(), eps=1e-5, fused=True)
         self.opt_actor = torch.optim.Adam(self.actor.parameters(), eps=1e-5, fused=True)
         self.it = 0
         self.env_steps = 0
         self.minutes = 0.0
         self.best = -math.inf
+        self.out = Path(args.out)
+        self.flags = flags_of(args)
         state = self.restored() if args.resume else {"episodes": None, "scale": None}
+        self.actor_loss = ranks.sharing(self.actor, actor_loss)
+        self.critic_loss = ranks.sharing(self.critic, critic_loss)
         self.sims = Simulators(
             task,
             args.num_envs,
@@ -173,11 +228,20 @@ class Training:
             workers=not args.one_process,
             seed=args.seed,
             state=state["episodes"],
+            ranks=ranks,
         )
         self.scale = ReturnScale(args.num_envs, args.gamma, state["scale"])
-        self.buffer = make_buffer(policy, args.num_steps, args.num_envs)
-        self.out = Path(args.out)
-        self.flags = flags_of(args)
+        self.buffer = make_buffer(policy, args.num_steps, ranks.size(args.num_envs))
+        self.run = None
+        self.bar = None
+        if ranks.first:
+            self.open_folder()
+
+    def open_folder(self):
+        """Begin or continue the log, say what is trained, and show the progress."""
+        args = self.args
+        if not args.resume:
+            self.policy.save(self.out / "init.pt", flags=self.flags)
         self.run = Run(self.out, self.flags, resume_step=self.env_steps if args.resume else None)
         self.announce()
         self.bar = tqdm(
@@ -185,17 +249,35 @@ class Training:
         )
 
     def restored(self):
-        """Bring modules, optimisers and counters back from state.pt; returns all of it."""
-        needs = {"iteration", "env_steps", "minutes", "best", "episodes", "scale", "opts"}
-        state = load_state(self.args, "cpu", needs, FREE_ON_RESUME, weights=self.modules)
-        for name, module in self.modules.items():
-            module.load_state_dict(state[name])
-        for opt, saved in zip((self.opt_critic, self.opt_actor), state["opts"]):
-            opt.load_state_dict(saved)
-        self.it = state["iteration"]
-        self.env_steps = state["env_steps"]
-        self.minutes = state["minutes"]
-        self.best = state["best"]
+        """Bring modules, optimisers and counters back; returns all of state.pt.
+
+        Raises BadInput if the run folder's files are damaged.
+        """
+        args = self.args
+        needs = {"step", "iteration", "minutes", "best", "episodes", "scale"}
+        needs |= {"head", "critic", "moments"}
+        with restoring(self.out):
+            state = load_state(args, "cpu", needs, FREE_ON_RESUME)
+            start, _ = Policy.load(self.out / "init.pt", args.device, task=self.task.name)
+            policy = policy_of(self.out, state, "cpu")
+            for name, module, weights in (
+                ("init.pt", self.frozen, start.state_dict()),
+                ("weights", self.policy, policy["weights"]),
+                ("head", self.actor.head, state["head"]),
+                ("critic", self.critic, state["critic"]),
+            ):
+                check_like(weights, module.state_dict(), name)
+                module.load_state_dict(weights)
+            for opt, saved in zip((self.opt_critic, self.opt_actor), state["moments"], strict=True):
+                restore_moments(opt, saved)
+            self.it = counter(state, "iteration")
+            self.env_steps = counter(state, "step")
+            self.minutes = number(state, "minutes")
+            self.best = state["best"]
+            if type(self.best) is not float or math.isnan(self.best):
+                raise ValueError("best is no number")
+            check_episodes(state["episodes"], args.num_envs, self.policy, self.task)
+            check_scale(state["scale"], args.num_envs)
         return state
 
     def announce(self):
@@ -210,26 +292,49 @@ class Training:
         )
 
     def save(self):
-        """Write ckpt.pt and state.pt."""
-        self.policy.save(self.out / "ckpt.pt", flags=self.flags, step=self.env_steps)
+        """Write ckpt.pt and state.pt. All processes call it, for each has simulators."""
         state = {
             "iteration": self.it,
-            "env_steps": self.env_steps,
             "minutes": self.minutes,
             "best": self.best,
             "episodes": self.sims.state(),
             "scale": self.scale.state(),
             "flags": self.flags,
-            "opts": [self.opt_critic.state_dict(), self.opt_actor.state_dict()],
+            "head": self.actor.head.state_dict(),
+            "critic": self.critic.state_dict(),
+            "moments": [moments(self.opt_critic), moments(self.opt_actor)],
         }
-        for name, module in self.modules.items():
-            state[name] = module.state_dict()
-        save_torch(self.out / "state.pt", state)
+
+        def write_policy(path):
+            self.policy.save(path, flags=self.flags, step=self.env_steps)
+
+        if self.ranks.first:
+            write(self.out, self.env_steps, write_policy, state)
+        self.timer.restart()
+
+    def log(self, now):
+        """Write a row of an iteration's figures, and show some of them."""
+        self.run.log(self.env_steps, **now)
+        self.bar.update()
+        shown = ("return", "kl", "clipped", "explained", "steps_per_s")
+        self.bar.set_postfix({k: f"{now[k]:.3g}" for k in shown if k in now})
 
     def evaluated(self, **kw):
         """The score of the policy as it would be deployed: its mean, without noise."""
         workers = not self.args.one_process
         return evaluate(self.policy.eval(), self.task, self.args.episodes, workers=workers, **kw)[0]
+
+    def choose_if_due(self):
+        """Choose where it is time for that, unless Ctrl-C breaks it off or the log has the score.
+
+        What was broken off is due again when the run is resumed.
+        """
+        every = self.args.eval_every
+        due = self.it == 0 or (every and self.it % every == 0)
+        scored = any(row["step"] == self.env_steps and "score" in row for row in self.run.rows)
+        if due and not scored and not self.interrupts.asked:
+            with self.interrupts.break_off():
+                self.choose()
 
     def choose(self):
         """Evaluate on the starts that choose, log it, and keep the best policy as best.pt."""
@@ -239,7 +344,7 @@ class Training:
             f"iteration {self.it}, {self.env_steps} steps, {self.minutes:.1f} min: {line(result)}"
         )
         if result["score"] > self.best:
-            self.best = result["score"]
+            self.best = float(result["score"])
             self.policy.save(self.out / "best.pt", flags=self.flags, step=self.env_steps)
 
     def finish(self):
@@ -255,6 +360,29 @@ class Training:
             f"{line(result)}  {self.env_steps} environment steps, {self.minutes:.1f} min of "
             f"training  {self.out}/ckpt.pt"
         )
+
+
+def check_episodes(found, n, policy, task):
+    """Refuse what no Simulators.state() gave for n simulators. Raises ValueError."""
+    check_tensor(found["seeds"], (n,), torch.int64, "seeds")
+    check_tensor(found["score"], (n,), torch.float64, "score")
+    check_tensor(found["last"].nan_to_num(), (n,), torch.float64, "last")
+    if not ((found["seeds"] >= 0) & (found["seeds"] < START_SEEDS)).all():
+        raise ValueError("start seeds are out of range")
+    if counter(found, "next") >= 2**62 or len(found["past"]) != n:
+        raise ValueError("the episodes are of other simulators")
+    for chunks in found["past"]:
+        if len(chunks):
+            shape = (min(len(chunks), task.steps), policy.T_a, policy.D_a)
+            check_tensor(chunks, shape, torch.float32, "the chunks of an episode")
+
+
+def check_scale(found, n):
+    """Refuse what no ReturnScale.state() gave for n simulators. Raises ValueError."""
+    check_tensor(found["running"], (n,), torch.float64, "running")
+    counter(found, "count")
+    number(found, "mean", -math.inf)
+    number(found, "square")
 
 
 PANELS = [
@@ -287,15 +415,20 @@ def iterate(run, generator):
     scores, simulator_s = collect(
         run.actor, run.critic, frozen, run.sims, run.buffer, run.task, args, generator
     )
-    figures = advantages(run.buffer, run.scale, args)
+    buffer = whole_buffer(run.buffer, args.num_envs, run.ranks)
+    figures = advantages(buffer, run.scale, args)
     rollout_s = time.perf_counter() - clock
 
-    shared = {"max_grad_norm": args.max_grad_norm, "generator": generator}
+    shared = {
+        "max_grad_norm": args.max_grad_norm,
+        "generator": generator,
+        "ranks": run.ranks,
+    }
     fitted, _, _ = update(
         run.critic,
         run.opt_critic,
-        lambda b: critic_loss(run.critic, b, args),
-        run.buffer,
+        lambda b: run.critic_loss(b, args),
+        buffer,
         epochs=args.critic_epochs,
         batch=args.critic_minibatch_size,
         **shared,
@@ -305,8 +438,8 @@ def iterate(run, generator):
         last, first, epochs = update(
             run.actor,
             run.opt_actor,
-            lambda b: actor_loss(run.actor, b, args, anchor),
-            run.buffer,
+            lambda b: run.actor_loss(b, args, anchor),
+            buffer,
             epochs=args.update_epochs,
             batch=args.minibatch_size,
             target_kl=args.target_kl,
@@ -315,12 +448,13 @@ def iterate(run, generator):
         figures.update(last, off=first["off"], epochs=epochs)  # off: before any step, so about 0
 
     seconds = time.perf_counter() - clock
-    steps = run.buffer["ran"].sum().item()
+    steps = buffer["ran"].sum().item()
     run.it += 1
     run.env_steps += int(steps)
     run.minutes += seconds / 60
-    if scores:
-        figures["return"] = float(np.mean(scores))
+    every = run.ranks.whole(torch.from_numpy(scores.T), args.num_envs).T.numpy()  # (S, N)
+    if not np.isnan(every).all():
+        figures["return"] = float(np.mean(every[~np.isnan(every)]))
     return {
         "minutes": run.minutes,
         "iteration": run.it,
@@ -336,26 +470,40 @@ def iterate(run, generator):
 
 def train(args):
     """Improve a policy as the flags say; the run folder is args.out."""
+    ranks = of_torchrun(args)  # first of all, since it chooses the GPU
     policy, task = resolve(args)
+    check_shares(args, ranks.world)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    run = Training(args, policy, task)
-    with closing(run.sims.env):
-        improve(run)
-    run.finish()
+    with claimed(args, ranks), ranks.joined(args.device):
+        run = Training(args, policy, task, ranks)
+        with closing(run.sims.env), run.interrupts:
+            improve(run)
+        if ranks.first:
+            run.finish()
+
+
+def check_shares(args, world):
+    """Refuse what cannot be split over the processes. Raises BadInput."""
+    if args.num_envs < world:
+        raise BadInput(
+            f"{world} processes cannot share {args.num_envs} simulators: raise --num-envs"
+        )
 
 
 def improve(run):
-    """Iterate until the end, with evaluations and saves on the way. Raises BadInput.
+    """Iterate until the end, with evaluations and saves on the way.
 
-    run: a Training.
+    run: a Training. Raises BadInput, and KeyboardInterrupt after Ctrl-C, when the last iteration
+    has been saved.
     """
     args = run.args
+    ranks = run.ranks
     generator = torch.Generator(args.device)
-    if run.it == 0:
-        run.choose()
-    while run.it < args.num_iterations:
+    if ranks.first:
+        run.choose_if_due()
+    while not (stop := ranks.any(run.interrupts.asked)) and run.it < args.num_iterations:
         try:
             now = iterate(run, generator)
         except FloatingPointError as e:
@@ -363,14 +511,15 @@ def improve(run):
                 f"training stopped in iteration {run.it}, where {e}: begin again in another folder "
                 "with a lower --lr or --lr-critic; what was saved before is kept"
             ) from e
-        run.run.log(run.env_steps, **now)
-        run.bar.update()
-        shown = ("return", "kl", "clipped", "explained", "steps_per_s")
-        run.bar.set_postfix({k: f"{now[k]:.3g}" for k in shown if k in now})
-        if args.eval_every and run.it % args.eval_every == 0:
-            run.choose()
-        if run.it % args.save_every == 0 or run.it == args.num_iterations:
+        if ranks.first:
+            run.log(now)
+            run.choose_if_due()
+        if ranks.agreed(run.timer.due) and run.it < args.num_iterations:
             run.save()
+    run.save()
+    if stop:
+        ranks.any(False)  # the others wait until it is saved
+        raise KeyboardInterrupt
 
 
 # ---- flags --------------------------------------------------------------------------------------
@@ -577,7 +726,11 @@ def parse(argv=None):
     g.add_argument("--out", metavar="DIR", help="run folder; runs/TASK-dbpo-seedSEED if not given")
     g.add_argument("--resume", action="store_true", help="go on from state.pt in the run folder")
     g.add_argument(
-        "--save-every", type=int, default=10, metavar="N", help="iterations between saves"
+        "--save-every",
+        type=float,
+        default=10.0,
+        metavar="MINUTES",
+        help="minutes between saves; Ctrl-C and the end save, too; 0: every iteration",
     )
     g.add_argument(
         "--eval-every",
@@ -603,14 +756,13 @@ def resolve(args):
     args.out = args.out or f"runs/{task.name}-dbpo-seed{args.seed}"
     check_ranges(args, task)
     args.sigma_range = list(args.sigma_range)
-    claim(args)
     return policy, task
 
 
 def policy_and_task(args):
     """The checkpoint's policy and its task. Raises BadInput if Stage 2 cannot take it."""
     if args.resume and args.out and not args.init:
-        args.init = str(Path(args.out) / "ckpt.pt")
+        args.init = str(Path(args.out) / "init.pt")
     if not args.init:
         raise BadInput("--init is missing: give the ckpt.pt of a Stage-1 run")
     policy, _ = Policy.load(args.init, args.device, task=args.task)
@@ -674,7 +826,6 @@ def check_ranges(args, task):
         "max_grad_norm",
         "anchor_iters",
         "threads",
-        "save_every",
         "episodes",
     )
     check_seed(args, "seed")
@@ -688,6 +839,7 @@ def check_ranges(args, task):
         "critic_warmup",
         "anchor",
         "anchor_final",
+        "save_every",
         "eval_every",
     ):
         if not 0 <= getattr(args, k) < math.inf:
@@ -702,4 +854,4 @@ def check_ranges(args, task):
 
 
 if __name__ == "__main__":
-    cli(lambda: train(parse()), interrupted=RESUMABLE)
+    cli(lambda: run_until_interrupted(train, parse()))

@@ -52,7 +52,7 @@ def latest(obs):
     return {name: y[:, -1] for name, y in obs.items()}
 
 
-# ---- the roll-out -------------------------------------------------------------------------------
+# ---- the buffer ---------------------------------------------------------------------------------
 
 
 def apply(f, tree):
@@ -97,17 +97,30 @@ def make_buffer(policy, S, N):
     }
 
 
+def whole_buffer(buffer, n, ranks):
+    """The buffer of all n simulators, of which this process has its rows: (S, N, ...) each."""
+    if ranks.world == 1:
+        return buffer
+    return apply(lambda v: ranks.whole(v.transpose(0, 1), n).transpose(0, 1).contiguous(), buffer)
+
+
+# ---- the roll-out -------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 def collect(actor, critic, frozen, sims, buffer, task, args, generator):
     """Fill the buffer (Eq. 47): z, then a, both kept; only what the simulator gets is clipped.
 
-    frozen: the Stage-1 policy that gives the anchor's chunks, or None. Returns the scores of the
-    episodes that ended, and the seconds spent in the simulator. Raises FloatingPointError.
+    frozen: the Stage-1 policy that gives the anchor's chunks, or None. The noise is drawn for the
+    simulators of all processes, of which these take their rows. Returns scores (S, N), those of
+    the episodes that ended there and else NaN, and the seconds spent in the simulator. Raises
+    FloatingPointError.
     """
     policy = actor.policy
+    ranks = sims.ranks
     low = sims.env.single_action_space.low
     high = sims.env.single_action_space.high
-    scores = []
+    scores = np.full(buffer["reward"].shape, np.nan)
     truncated_at = []  # (t, n, observation): where an episode was cut off and what was seen last
     simulator_s = 0.0
 
@@ -117,13 +130,13 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
     for t in range(len(buffer["z"])):
         before = sims.obs
         obs = policy.tensors(before)
-        z = policy.latent(len(sims.seeds), generator=generator)
+        z = ranks.share(policy.latent(sims.n, generator=generator))
         if policy.method == "bc":
             z.zero_()  # regression acts with this latent
         mu, log_sigma = actor(obs, z)
         mu = policy.executed(mu)
-        noise = torch.randn(mu.shape, device=policy.device, generator=generator)
-        a = mu + log_sigma.exp() * noise  # Eqs. 12, 46
+        noise = torch.randn(sims.n, *mu.shape[1:], device=policy.device, generator=generator)
+        a = mu + log_sigma.exp() * ranks.share(noise)  # Eqs. 12, 46
         chunk = np.clip(policy.norm_action.inverse(a).cpu().numpy(), low, high)
         if not np.isfinite(chunk).all():  # simulators may crash on it
             raise FloatingPointError("the policy's actions are not finite")
@@ -139,8 +152,9 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         buffer["ran"][t] = ran
         buffer["log_prob"][t] = log_prob(a, mu, log_sigma, ran)
         buffer["reward"][t] = numbers(reward_of(stepped, before, task, args))
-        buffer["ended"][t] = numbers(stepped.terminated | stepped.truncated)
-        scores.extend(stepped.scores)
+        ended = stepped.terminated | stepped.truncated
+        buffer["ended"][t] = numbers(ended)
+        scores[t, ended] = stepped.scores
         for n in np.flatnonzero(stepped.truncated & ~stepped.terminated):
             truncated_at.append((t, n, {name: y[n] for name, y in stepped.obs.items()}))
 

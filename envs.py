@@ -265,37 +265,47 @@ class Simulators:
     Their start seeds and the chunks they have been given are what --resume needs to bring them
     back. obs {name: (N, T_o, ...)}: what to act on next. The start seeds go round from TRAIN_SEED
     to the largest that a simulator takes: each `seed` has a million, shared with others from 4293
-    on.
+    on. ranks: the processes that share n of them; N are here, and no number depends on how many
+    processes there are.
     """
 
-    def __init__(self, task, n, *, T_o, T_a, workers, seed=0, state=None):
+    def __init__(self, task, n, *, T_o, T_a, workers, seed=0, state=None, ranks=None):
+        from ranks import ALONE  # slow to import
+
+        self.n = n
+        self.ranks = ranks or ALONE
+        N = self.ranks.size(n)
         self.how = task.score
         self.next = TRAIN_SEED + (1_000_000 * seed) % (START_SEEDS - TRAIN_SEED)
-        self.seeds = self._new_seeds(n)
-        self.past = [[] for _ in range(n)]
-        self.score = np.zeros(n)  # of the episode so far
-        self.last = np.full(n, np.nan)  # the last primitive reward
+        self.seeds = np.zeros(N, np.int64)
+        self.past = [[] for _ in range(N)]
+        self.score = np.zeros(N)  # of the episode so far
+        self.last = np.full(N, np.nan)  # the last primitive reward
         if state:
-            self.seeds = state["seeds"].numpy()
-            self.score = state["score"].numpy()
-            self.last = state["last"].numpy()
             self.next = state["next"]
-            self.past = [list(chunks.numpy()) for chunks in state["past"]]
-        self.env = make_vec(task, n, T_o=T_o, T_a=T_a, workers=workers, hold=False)
+            self.seeds = self.ranks.share(state["seeds"].numpy())
+            self.score = self.ranks.share(state["score"].numpy())
+            self.last = self.ranks.share(state["last"].numpy())
+            self.past = [list(chunks.numpy()) for chunks in self.ranks.share(state["past"])]
+        else:
+            self._new_seeds(np.ones(N, bool))
+        self.env = make_vec(task, N, T_o=T_o, T_a=T_a, workers=workers, hold=False)
         past = dict(zip(self.seeds.tolist(), self.past))
         options = {"past": past} if state else None
         self.obs, _ = self.env.reset(seed=self.seeds.tolist(), options=options)
 
     def state(self):
-        """Plain tensors and numbers for state.pt."""
+        """Plain tensors and numbers for state.pt, of the simulators of all processes."""
         import torch
 
+        own = (self.seeds.tolist(), self.score.tolist(), self.last.tolist(), self.past)
+        seeds, score, last, past = zip(*self.ranks.gathered(list(zip(*own))))
         return {
-            "seeds": torch.from_numpy(self.seeds.copy()),
-            "score": torch.from_numpy(self.score.copy()),
-            "last": torch.from_numpy(self.last.copy()),
+            "seeds": torch.tensor(seeds),
+            "score": torch.tensor(score, dtype=torch.float64),
+            "last": torch.tensor(last, dtype=torch.float64),
             "next": self.next,
-            "past": [torch.from_numpy(np.array(chunks, np.float32)) for chunks in self.past],
+            "past": [torch.from_numpy(np.array(chunks, np.float32)) for chunks in past],
         }
 
     def step(self, chunks):
@@ -316,18 +326,20 @@ class Simulators:
         self.last = np.where(ended, np.nan, info["rewards"][:, -1])
         for i, chunk in enumerate(chunks):
             self.past[i] = [] if ended[i] else [*self.past[i], chunk]
-        self.seeds[ended] = self._new_seeds(int(ended.sum()))
+        self._new_seeds(ended)
         self.obs = obs
         if ended.any():
             options = {"reset_mask": ended}
             self.obs, _ = self.env.reset(seed=self.seeds.tolist(), options=options)
         return stepped
 
-    def _new_seeds(self, n):
-        """The next n start seeds of training."""
-        places = self.next - TRAIN_SEED + np.arange(n)
-        self.next += n
-        return TRAIN_SEED + places % (START_SEEDS - TRAIN_SEED)
+    def _new_seeds(self, ended):
+        """Give the simulators that ended (N,) the next start seeds, in the order of all n."""
+        every = self.ranks.gathered(ended.tolist())
+        places = self.next - TRAIN_SEED + np.cumsum(every) - 1
+        seeds = TRAIN_SEED + places % (START_SEEDS - TRAIN_SEED)
+        self.seeds[ended] = self.ranks.share(seeds)[ended]
+        self.next += sum(every)
 
     def _add_to_scores(self, info):
         if self.how == "max":

@@ -147,7 +147,7 @@ class Interrupts:
             self.can_break = False
 
 
-def run(train, args):
+def run_until_interrupted(train, args):
     """train(args); after Ctrl-C exit with code 130 and a line that says how to go on."""
     try:
         train(args)

@@ -25,6 +25,7 @@ import dbpo_ppo
 import envs
 import evaluate
 import runs
+import saves
 from baselines import prepare
 from conftest import ROOT, cli, write_demos
 from dbpo_loss import Actor, Critic, actor_loss, critic_loss, gae, log_prob
@@ -434,7 +435,8 @@ def test_gae_through_ends_and_resets(how):
     assert buffer["ran"].sum(-1)[:, 0].tolist() == [2, 2, 1, 2, 2, 1, 2]
     assert buffer["reward"][:, 0].tolist() == [3, 7, 5, 3, 7, 5, 3]
     assert buffer["ended"][:, 0].tolist() == [0, 0, 1, 0, 0, 1, 0]
-    assert scores == [15.0] * 6
+    assert scores.shape == (7, 3) and scores[~np.isnan(scores)].tolist() == [15.0] * 6
+    assert (~np.isnan(scores) == buffer["ended"].numpy()).all()
 
     def V(x):
         return critic({"state": torch.tensor([[[float(x)]]])}).item()
@@ -664,7 +666,7 @@ def test_bandit_with_two_modes(tmp_path, monkeypatch):
 
 SMALL = shlex.split(
     "--num-envs 3 --num-steps 4 --minibatch-size 6 --update-epochs 2 --episodes 1 --eval-every 2 "
-    "--save-every 1 --critic-warmup 1 --threads 1"
+    "--save-every 0 --critic-warmup 1 --threads 1"
 )
 
 
@@ -702,16 +704,122 @@ def test_killed_and_resumed(tmp_path, name, no_picture):
     assert 2 <= load_torch(cut / "state.pt")["iteration"] < 8  # the actor has moved by then
     ppo(*flags, "--out", cut, "--resume")  # --init is not needed
 
-    states = [load_torch(run / "state.pt") for run in (whole, cut)]
+    same_training(whole, cut)
+
+
+def same_training(*runs):
+    """Assert that two run folders hold the same training: files and log, but for the times."""
+    states = [load_torch(run / "state.pt") for run in runs]
     for state in states:
         del state["minutes"]
         del state["flags"]
     same(*states)
-    rows = [read_log(run) for run in (whole, cut)]
+    policies = [load_torch(run / "ckpt.pt") for run in runs]
+    same(*({k: v for k, v in policy.items() if k != "flags"} for policy in policies))
+    rows = [read_log(run) for run in runs]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
     for a, b in zip(*rows):
         for k in ("return", "kl", "score", "explained", "sigma", "off"):
             assert a.get(k) == b.get(k)
+
+
+@pytest.mark.parametrize("where", ["collect", "evaluate"])
+def test_ctrl_c(init, tmp_path, no_picture, monkeypatch, capsys, where):
+    """The iteration is finished and saved; an evaluation is broken off and done again."""
+    flags = ["--init", init, "--num-iterations", 4, *SMALL]
+    ppo(*flags, "--out", tmp_path / "whole")
+    cut = tmp_path / "cut"
+    real = getattr(dbpo_ppo, where)
+    calls = []
+
+    def interrupted(*args, **kw):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kw)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as e:
+        patch.setattr(dbpo_ppo, where, interrupted)
+        argv = [*flags, "--out", cut, "--one-process", "--device", "cpu"]
+        args = dbpo_ppo.parse(list(map(str, argv)))
+        runs.cli(lambda: saves.run_until_interrupted(dbpo_ppo.train, args))
+    err = capsys.readouterr().err
+    assert e.value.code == 130 and err.splitlines()[-1] == "interrupted; go on with --resume"
+    assert load_torch(cut / "state.pt")["iteration"] == 2
+    ppo(*flags, "--out", cut, "--resume")
+    same_training(tmp_path / "whole", cut)
+
+
+BAD_STATES = {
+    "no iteration": lambda state: state.pop("iteration"),
+    "iteration of text": lambda state: state.update(iteration="1"),
+    "step of another ckpt.pt": lambda state: state.update(step=5),
+    "minutes of NaN": lambda state: state.update(minutes=math.nan),
+    "best of text": lambda state: state.update(best="0.5"),
+    "best of NaN": lambda state: state.update(best=math.nan),
+    "no episodes": lambda state: state.update(episodes=None),
+    "seeds of floats": lambda state: state["episodes"].update(seeds=torch.zeros(3)),
+    "seeds of other simulators": lambda state: state["episodes"].update(seeds=torch.arange(2)),
+    "seeds out of range": lambda state: state["episodes"]["seeds"].fill_(2**40),
+    "scores of NaN": lambda state: state["episodes"]["score"].fill_(math.nan),
+    "last rewards of text": lambda state: state["episodes"].update(last="1"),
+    "next of text": lambda state: state["episodes"].update(next="1"),
+    "too few pasts": lambda state: state["episodes"]["past"].pop(),
+    "chunks of another shape": lambda state: state["episodes"]["past"].__setitem__(
+        0, torch.zeros(1, 3, 2)
+    ),
+    "a scale in a list": lambda state: state.update(scale=[1]),
+    "a scale of NaN": lambda state: state["scale"].update(mean=math.nan),
+    "a count below 0": lambda state: state["scale"].update(count=-1),
+    "returns of other simulators": lambda state: state["scale"].update(running=torch.zeros(2)),
+    "one optimiser": lambda state: state["moments"].pop(),
+    "moments of another shape": lambda state: state["moments"][0][0].update(exp_avg=torch.zeros(9)),
+    "a critic of another shape": lambda state: state["critic"].update(
+        {"net.0.weight": torch.zeros(2)}
+    ),
+    "a head of NaN": lambda state: state["head"]["bias"].fill_(math.nan),
+    "a head of nothing": lambda state: state.update(head=None),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run folder of one iteration, and the flags to go on with it."""
+    folder = tmp_path_factory.mktemp("begun")
+    make_policy().save(folder / "init.pt")
+    flags = ["--num-iterations", 1, *SMALL, "--out", folder / "r"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dbpo_ppo, "curves", lambda *a, **kw: None)
+        ppo("--init", folder / "init.pt", *flags)
+    return folder / "r", [*flags, "--resume"]
+
+
+@pytest.mark.parametrize("case", BAD_STATES)
+def test_damaged_state(begun, capsys, case):
+    """Each costs one line, and the file stays as it is."""
+    out, flags = begun
+    good = (out / "state.pt").read_bytes()
+    state = load_torch(out / "state.pt")
+    BAD_STATES[case](state)
+    runs.save_torch(out / "state.pt", state)
+    bad = (out / "state.pt").read_bytes()
+    try:
+        err = refused(out, capsys, *flags)
+        assert "another folder with --out" in err, err
+        assert (out / "state.pt").read_bytes() == bad
+    finally:
+        (out / "state.pt").write_bytes(good)
+
+
+@pytest.mark.parametrize("name", ["init.pt", "ckpt.pt"])
+def test_missing_weights(begun, capsys, name):
+    """A state.pt without the weights that belong to it is refused."""
+    out, flags = begun
+    (out / name).rename(out / "away")
+    try:
+        assert f"{name}: no such file" in refused(out, capsys, *flags)
+    finally:
+        (out / "away").rename(out / name)
 
 
 def test_run_folder(init, tmp_path, capsys):
@@ -721,7 +829,9 @@ def test_run_folder(init, tmp_path, capsys):
     assert "pusht" in out and "MB" in out and "environment steps" in out.splitlines()[-1]
     files = {p.name for p in (tmp_path / "r").iterdir()}
     assert {"flags.json", "log.jsonl", "log.csv", "state.pt"} <= files
-    assert {"ckpt.pt", "best.pt", "curves.png"} <= files
+    assert {"init.pt", "ckpt.pt", "best.pt", "curves.png"} <= files
+    policies = [Policy.load(path)[0].state_dict() for path in (init, tmp_path / "r" / "init.pt")]
+    same(*policies)
     flags = json.loads((tmp_path / "r" / "flags.json").read_text())["flags"]
     assert flags["task"] == "pusht" and flags["T_p"] == 16
     for name in ("lr", "sigma", "shaping", "success_bonus", "gae_lambda"):
@@ -792,7 +902,7 @@ def test_training_stops_where_it_is_not_finite(
 
     first = math.inf
     monkeypatch.setattr(dbpo_ppo, f"{name}_loss", breaks)
-    flags = ["--init", init, "--save-every", 1, "--critic-warmup", 0, *SMALL]
+    flags = ["--init", init, "--critic-warmup", 0, *SMALL]
     ppo("--out", tmp_path / "a", "--num-iterations", 1, *flags)
     first = len(calls)
     calls.clear()
@@ -856,14 +966,19 @@ def refused(tmp_path, capsys, *flags):
 
     The run would be a short one, so that the test fails at once if the flags are accepted.
     """
-    before = sorted(tmp_path.rglob("*"))
+    before = files_of(tmp_path)
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
         ppo("--num-iterations", 1, *SMALL, *flags)
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-    assert sorted(tmp_path.rglob("*")) == before
+    assert files_of(tmp_path) == before
     return err
+
+
+def files_of(folder):
+    """The paths below a folder, but for locks."""
+    return sorted(path for path in folder.rglob("*") if path.name != ".lock")
 
 
 @pytest.mark.parametrize(
@@ -879,6 +994,7 @@ def refused(tmp_path, capsys, *flags):
         ("--num-envs 0", "--num-envs must be above 0"),
         ("--num-steps 0", "--num-steps must be above 0"),
         ("--num-iterations 0", "--num-iterations must be above 0"),
+        ("--save-every -1", "--save-every must not be below 0"),
         ("--minibatch-size 0", "--minibatch-size must be above 0"),
         ("--update-epochs 0", "--update-epochs must be above 0"),
         ("--max-grad-norm 0", "--max-grad-norm must be above 0"),

@@ -574,7 +574,7 @@ def ends_with(capsys, *flags):
     """The exit code and the last line on stderr of a training that ends early."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        runs.cli(lambda: saves.run(dbp_train.train, parsed(*flags)))
+        runs.cli(lambda: saves.run_until_interrupted(dbp_train.train, parsed(*flags)))
     return e.value.code, capsys.readouterr().err.splitlines()[-1]
 
 
