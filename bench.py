@@ -7,7 +7,7 @@ ppo      Stage 2: rates of roll-out and update, shares of simulator, network and
 clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL is present
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import functools
 import json

@@ -19,7 +19,7 @@ first or the last step is repeated. A batch of windows is the pair
 in the units of the data. The task says which observations there are.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 from dataclasses import dataclass
 from pathlib import Path

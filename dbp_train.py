@@ -7,7 +7,7 @@ log.jsonl, log.csv and TensorBoard files, curves.png and hypotheses.png. Under t
 process takes a share of the batch, and the update is that of one process (ranks.py).
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import copy
 import functools

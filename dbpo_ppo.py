@@ -8,7 +8,7 @@ from), ckpt.pt (the last one), best.pt, state.pt (for --resume), logs and curves
 the simulators are split over the processes, and the update is that of one process (ranks.py).
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import copy
 import math

@@ -8,7 +8,7 @@ lines below. Simulators are imported when an environment is made, so a task whos
 is no hindrance to the others.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import contextlib
 import ctypes

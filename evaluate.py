@@ -6,7 +6,7 @@ fixed by the seeds 100000, 100001, ..., and the latents z by --seed. Intervals: 
 episodes. The protocol is note 14.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import contextlib
 import json

@@ -19,7 +19,7 @@ Adroit's episodes are kept one by one in a folder beside the file, so an interru
 on; the file appears whole.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import functools
 import importlib.metadata

@@ -6,7 +6,7 @@
 The picture of the method is no sketch: its arrows are what drift.py computes for these points.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import io
 from pathlib import Path

@@ -8,7 +8,7 @@ is read, so text and figures can be made again at any time and come out the same
 drawn by plots.py.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import textwrap
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ which is biased upwards, so the last checkpoint's success always stands beside i
 are those of the last checkpoint.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import datetime
 import functools

@@ -9,7 +9,7 @@
 The command draws the scores of runs. Seeds of one setting are drawn together.
 """
 
-import interrupts
+import startup
 
 import argparse
 import contextlib
@@ -82,7 +82,7 @@ def cli(main, *, interrupted="interrupted"):
     keep_memory()
     with plain_output():
         try:
-            interrupts.raise_again()
+            startup.raise_again()
             run_and_flush(main)
         except BadInput as e:
             stop(f"error: {one_line(e)}", 2)

@@ -25,7 +25,7 @@ so that one sees what the field does, and what the network adds. What a run show
   left is the pull of regression. With a floor of 1e-30 the same start reaches all modes.
 """
 
-import interrupts  # noqa: F401 - first, see there
+import startup  # noqa: F401 - first, see there
 
 import math
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = (
-    ("interrupts",),
+    ("startup",),
     ("drift", "unet", "encoders", "pointcloud", "runs"),
     ("ranks", "saves", "policy", "formats", "task", "experiments", "tables"),
     ("download",),

@@ -1,4 +1,4 @@
-"""interrupts.py: Ctrl-C while a script imports its libraries is one line and exit code 130."""
+"""startup.py: Ctrl-C while a script imports its libraries is one line and exit code 130."""
 
 import os
 import signal
@@ -42,6 +42,6 @@ def test_ctrl_c_while_importing(tmp_path, script):
 
 def test_nothing_is_done_where_another_program_runs():
     """A notebook that imports this project keeps its own Ctrl-C."""
-    code = "import interrupts, runs, signal; print(signal.getsignal(signal.SIGINT).__name__)"
+    code = "import startup, runs, signal; print(signal.getsignal(signal.SIGINT).__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "default_int_handler\n"
