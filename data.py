@@ -29,9 +29,21 @@ import torch
 
 from download import download, find
 from envs import TASKS, task_named
-from formats import NUMBERS, minari_env, names_in, read, refusing, shapes
-from runs import BadInput, Parser, atomic, cli
+from formats import (
+    MAX_GB,
+    NUMBERS,
+    brief,
+    check_size,
+    minari_env,
+    names_in,
+    read,
+    refusing,
+    shapes,
+)
+from runs import BadInput, Parser, above_zero, atomic, check_output, cli
 from task import check_horizons, dtype_of
+
+SHOWN = 100  # arrays and columns that `info` prints of a file that is not of the task
 
 
 @dataclass
@@ -59,10 +71,16 @@ class Episodes:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def load(task, path=None, episodes=None):
-    """The task's Episodes at find(task, path), or the first `episodes` of them. Raises BadInput."""
+def load(task, path=None, episodes=None, max_gb=MAX_GB):
+    """The task's Episodes at find(task, path), or the first `episodes` of them. Raises BadInput.
+
+    It is raised before memory is taken if the arrays, or the index of their windows, need more than
+    max_gb GB.
+    """
     path = find(task, path)
-    loaded = assemble(read(path, arrays_of(task)), task, path)
+    loaded = assemble(read(path, arrays_of(task), max_gb), task, path)
+    index = (len(loaded.action), task.T_p)  # of Windows
+    check_size({"windows": (index, np.dtype(np.int64))}, path, max_gb)
     check_origin(task, path)
     for name, a in loaded.obs.items():
         check_finite(f"observation {name}", a, loaded)
@@ -88,7 +106,9 @@ def assemble(arrays, task, path):
     """
     for name, a in arrays.items():
         if name in arrays_of(task) and a.dtype.kind not in NUMBERS:
-            raise BadInput(f"{path}: {name} has dtype {a.dtype}: only plain numbers are read")
+            raise BadInput(
+                f"{path}: {name} has dtype {brief(a.dtype)}: only plain numbers are read"
+            )
     action = needed(arrays, "action", path)
     ends = needed(arrays, "episode_ends", path)
     about = f"{path}: episode_ends ({ends.dtype} {ends.shape})"
@@ -109,7 +129,7 @@ def assemble(arrays, task, path):
 def needed(arrays, name, path):
     """The array of that name. Raises BadInput with the names that there are if it is missing."""
     if name not in arrays:
-        there = ", ".join(names_in(path)) or "no arrays"
+        there = brief(", ".join(names_in(path)), 300) or "no arrays"
         raise BadInput(f"{path} lacks {name} (it has {there})")
     return arrays[name]
 
@@ -167,7 +187,7 @@ def check_origin(task, path):
     """
     made_in = minari_env(path)
     if task.env_id and made_in and made_in.split("-")[0] != task.env_id.split("-")[0]:
-        raise BadInput(f"{path} was recorded in {made_in}: it is not {task.name} data")
+        raise BadInput(f"{path} was recorded in {brief(made_in)}: it is not {task.name} data")
 
 
 def check_finite(name, a, episodes):
@@ -242,7 +262,7 @@ class Windows:
 
 def print_columns(a):
     """Print minimum, mean and maximum of each column of an array (n, D), and what is not finite."""
-    for d, column in enumerate(a.T):
+    for d, column in enumerate(a.T[:SHOWN]):
         x = column[np.isfinite(column)].astype(np.float64)
         if not len(x):
             numbers = "nothing finite"
@@ -253,6 +273,8 @@ def print_columns(a):
         if len(x) < len(column):
             numbers += f"  {len(column) - len(x)} values are NaN or infinite"
         print(f"  {d:3d}  {numbers}")
+    if a.shape[1] > SHOWN:
+        print(f"  and {a.shape[1] - SHOWN} columns more")
 
 
 def print_episodes(episodes, reward=None):
@@ -278,28 +300,42 @@ def print_episodes(episodes, reward=None):
             print_columns(a.reshape(-1, a.shape[-1]))
 
 
-def print_foreign(path):
-    """Print the arrays of a file that is not of the task; only tables (n, D) are read for it."""
+def print_foreign(path, max_gb=MAX_GB):
+    """Print the arrays of a file that is not of the task; only tables (n, D) are read for it.
+
+    Raises BadInput if these declare more than max_gb GB.
+    """
+    found = shapes(path)
+    shown = dict(list(found.items())[:SHOWN])
+    tables = {
+        name: (shape, dtype)
+        for name, (shape, dtype) in shown.items()
+        if len(shape) == 2 and dtype.kind in NUMBERS
+    }
+    check_size(tables, path, max_gb)
     print("by dimension: minimum, mean, maximum")
-    for name, (shape, dtype) in shapes(path).items():
-        print(name, shape, dtype)
-        if len(shape) == 2 and dtype.kind in NUMBERS:
-            print_columns(read(path, [name])[name])
+    for name, (shape, dtype) in shown.items():
+        print(brief(name), brief(shape), brief(dtype))
+        if name in tables:
+            print_columns(read(path, [name], max_gb)[name])
+    if len(found) > SHOWN:
+        print(f"and {len(found) - SHOWN} arrays more")
 
 
-def info(task, path=None, png=None):
+def info(task, path=None, png=None, max_gb=MAX_GB):
     """Print what is in the data and draw it if the task can. Raises BadInput.
 
     NaN is reported, not refused, and so is data that is not of the task.
     """
     path = find(task, path)
-    arrays = read(path, {*arrays_of(task), "reward"})
+    arrays = read(path, {*arrays_of(task), "reward"}, max_gb)
     print(path)
     try:
         episodes = assemble(arrays, task, path)
     except BadInput as e:
         print(f"not {task.name} data: {e}")
-        print_foreign(path)
+        del arrays
+        print_foreign(path, max_gb)
         print("not drawn")
         return
     print_episodes(episodes, arrays.get("reward"))
@@ -369,11 +405,19 @@ def main():
         help="the picture to write, if the task has one; if not given, the data's name with .png, "
         "in this folder",
     )
+    i.add_argument(
+        "--max-gb",
+        type=float,
+        default=MAX_GB,
+        help="refuse a file whose arrays declare more GB than this",
+    )
     args = parser.parse_args()
     if args.command == "download":
         print(obtain(TASKS[args.task], args.to, args.url))
     else:
-        info(task_named(args.task), args.path, args.png)
+        above_zero(args, "max_gb")
+        check_output(args, "png")
+        info(task_named(args.task), args.path, args.png, args.max_gb)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from data import Windows, load
 from drift import chunk_loss
 from envs import defaults_of, task_list, task_named
 from evaluate import evaluate, line, log_score
+from formats import MAX_GB
 from policy import Policy, data_ranges
 from ranks import ALONE, of_torchrun
 from runs import (
@@ -71,6 +72,7 @@ FREE_ON_RESUME = {
     "resume",
     "out",
     "data",
+    "max_gb",
     "init",
     "device",
     "threads",
@@ -189,7 +191,7 @@ class Training:
         self.args = args
         self.task = task
         self.ranks = ranks
-        episodes = load(task, args.data, args.demos)
+        episodes = load(task, args.data, args.demos, args.max_gb)
         self.windows = Windows(episodes, args.T_o, args.T_p, args.T_a, args.device)
         check_shares(args, self.windows, ranks.world)
         self.n = min(args.batch, len(self.windows))  # of a batch, all processes together
@@ -706,6 +708,12 @@ def parse(argv=None):
         metavar="N",
         help="use the first N demonstrations only; all if not given",
     )
+    g.add_argument(
+        "--max-gb",
+        type=float,
+        default=MAX_GB,
+        help="refuse demonstrations whose arrays declare more GB than this",
+    )
     for name, what in (
         ("T_o", "observation history T_o, steps"),
         ("T_p", "prediction horizon T_p, steps"),
@@ -902,6 +910,7 @@ def check_ranges(args):
         "ema_power",
         "threads",
         "episodes",
+        "max_gb",
     )
     check_seed(args, "seed")
     for k in ("warmup", "save_every", "eval_every", "weight_decay", "spread", "memory"):

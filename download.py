@@ -8,6 +8,7 @@ place. Data sets of Minari come through the minari library.
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 import urllib.error
@@ -18,10 +19,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from formats import LIMIT, minari_file, refusing, zarr_array
-from runs import BadInput
+from formats import MAX_GB, brief, check_size, minari_file, refusing, zarr_array
+from runs import DISK_FULL, BadInput, Lock
 
+MAX_BYTES = 2**30  # of an archive, and of what it unpacks to
 MAX_FILES = 100_000  # in an archive
+WEB = ("http://", "https://")
 
 
 # ---- finding -------------------------------------------------------------------------------------
@@ -39,13 +42,12 @@ def expanded(path):
 
 def cache():
     """The folder that downloads go to: $DRIFT_CACHE, or ~/.cache/drift."""
-    return Path(os.environ.get("DRIFT_CACHE") or expanded("~/.cache/drift"))
+    return expanded(os.environ.get("DRIFT_CACHE") or "~/.cache/drift")
 
 
 def minari_home():
     """The minari library's own folder: $MINARI_DATASETS_PATH, or ~/.minari/datasets."""
-    given = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(given or expanded("~/.minari/datasets"))
+    return expanded(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets")
 
 
 def find(task, path=None):
@@ -55,14 +57,15 @@ def find(task, path=None):
     file. path: a file, a zarr or Minari folder, or a folder that holds one of task.data; if it is
     given, nothing else is tried.
     """
-    places = places_of(task, path)
-    for place in places:
-        zarr = place.suffix == ".zarr" or (place / ".zgroup").exists()
-        if place.is_file() or zarr or minari_file(place):
-            return place
-        for name in task.data:
-            if (place / name).exists():
-                return place / name
+    with refusing(f"{brief(path or 'the folders of data')} cannot be looked at"):
+        places = places_of(task, path)
+        for place in places:
+            zarr = place.suffix == ".zarr" or (place / ".zgroup").exists()
+            if place.is_file() or zarr or minari_file(place):
+                return place
+            for name in task.data:
+                if (place / name).exists():
+                    return place / name
     looked_for = " or ".join(task.data) or "no file name is known"
     raise BadInput(
         f"no {task.name} data ({looked_for}) in {', '.join(map(str, places))}: {hint(task)}"
@@ -73,9 +76,13 @@ def places_of(task, path=None):
     """The paths that `find` looks at, best first. Raises BadInput if a given one is not there."""
     given = os.environ.get("DRIFT_DATA")
     named = path or given
-    if named and not expanded(named).exists():
+    if named:
         shown = path or f"DRIFT_DATA={given}"
-        raise BadInput(f"{shown}: no such file or folder")
+        place = expanded(named)
+        if not place.exists():
+            raise BadInput(f"{shown}: no such file or folder")
+        if not place.is_file() and not place.is_dir():
+            raise BadInput(f"{shown} is a pipe or a device: name a file or a folder")
     if path:
         return [expanded(path)]
     places = [Path(given)] if given else []
@@ -98,17 +105,29 @@ def hint(task):
 # ---- fetching ------------------------------------------------------------------------------------
 
 
+class WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirections to http and https alone; urllib would follow some to ftp."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """The request that is redirected to newurl. Raises BadInput if it leads elsewhere."""
+        if not newurl.startswith(WEB):
+            raise BadInput(f"{brief(req.full_url)} leads to {brief(newurl)}: it is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def fetch(url, part):
     """Download a URL into the file `part`, going on from the bytes that it holds.
 
     Raises BadInput if that fails, and keeps the bytes for the next try.
     """
+    if part.exists() and not part.is_file():
+        raise BadInput(f"{part} is not a file: move it away")
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(url, headers=headers)
-    with refusing(f"{url}: download failed, run the command again to resume {part}"):
+    with refusing(f"{brief(url)}: download failed, run the command again to resume {part}"):
+        request = urllib.request.Request(url, headers=headers)
         try:
-            answer = urllib.request.urlopen(request, timeout=30)
+            answer = urllib.request.build_opener(WebOnly).open(request, timeout=30)
         except urllib.error.HTTPError as e:
             if e.code != 416 or not have:
                 raise
@@ -118,7 +137,7 @@ def fetch(url, part):
                 fetch(url, part)
             return
         with answer:
-            save_answer(answer, url, part, have)
+            save_answer(answer, brief(url), part, have)
 
 
 def save_answer(answer, url, part, have):
@@ -130,13 +149,17 @@ def save_answer(answer, url, part, have):
         have = 0
     elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
         raise BadInput(f"{url}: the server resumes at a wrong place: delete {part} and try again")
-    size = have + int(answer.headers.get("Content-Length", 0))
+    size = have + max(0, int(answer.headers.get("Content-Length", 0)))
+    too_long = f"{url}: more than {MAX_BYTES} bytes, not the archive: check the address"
+    if size > MAX_BYTES:
+        raise BadInput(too_long)
     bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, disable=None)
     with open(part, "ab" if have else "wb") as f, bar:
         while block := answer.read(1 << 16):
             bar.update(f.write(block))
-            if f.tell() > LIMIT:
-                raise BadInput(f"{url}: more than {LIMIT} bytes, not the archive: delete {part}")
+            if f.tell() > MAX_BYTES:
+                f.truncate(0)
+                raise BadInput(too_long)
     if part.stat().st_size < size:
         raise ConnectionError(f"ended after {part.stat().st_size} of {size} bytes")
 
@@ -154,12 +177,15 @@ def unpack(archive, name, to):
             outside = path.is_absolute() or ".." in path.parts or odd
             if outside or stat.S_ISLNK(entry.external_attr >> 16):
                 raise BadInput(
-                    f"{archive}: refused, its entry {entry.filename!r} is a link or leads outside"
+                    f"{archive}: refused, its entry {brief(repr(entry.filename))} is a link or "
+                    "leads outside"
                 )
-        if sum(entry.file_size for entry in entries) > LIMIT or len(entries) > MAX_FILES:
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise BadInput(f"{archive}: refused, it is packed in a way that is not bounded")
+        if sum(entry.file_size for entry in entries) > MAX_BYTES or len(entries) > MAX_FILES:
             raise BadInput(
-                f"{archive}: refused, it would unpack to more than {LIMIT} bytes or {MAX_FILES} "
-                "files"
+                f"{archive}: refused, it would unpack to more than {MAX_BYTES} bytes or "
+                f"{MAX_FILES} files"
             )
         roots = [
             path.parent
@@ -183,6 +209,7 @@ def verify(path, sha256, optional=()):
         if name in optional and not (path / name).exists():
             continue
         array = zarr_array(path, name)
+        check_size({name: (array.unpacked_shape, array.dtype)}, path, MAX_GB)
         sha = hashlib.sha256()
         step = array.chunks[0]  # one chunk at a time: pictures may be gigabytes unpacked
         with refusing(f"{path}: {name} is damaged"):
@@ -210,36 +237,47 @@ def download(task, to=None, url=None):
         return download_minari(task, to)
     to = expanded(to) if to else cache()
     url = url or task.url
-    if not url.startswith(("http://", "https://")):
-        raise BadInput(f"{url}: not an http or https address")
+    if not url.startswith(WEB):
+        raise BadInput(f"{brief(url)}: not an http or https address")
     final = to / task.data[0]
-    if final.exists():
-        try:
-            verify(final, task.sha256, task.optional)
-        except BadInput as e:
-            raise BadInput(f"{e}: move it away to download the data") from e
-        return final
     part = to / f"{final.name}.zip.part"
     try:
+        if final.exists():
+            check_installed(final, task)
+            return final
         to.mkdir(parents=True, exist_ok=True)
-        fetch(url, part)
-        install(part, final, task)
-        part.unlink()
+        with Lock(to / ".lock"):
+            for left in to.glob(".unpack*"):  # of a download that was killed
+                shutil.rmtree(left)
+            fetch(url, part)
+            install(part, final, task)
+            part.unlink()
     except OSError as e:
-        raise BadInput(f"cannot write to {to} ({e})") from e
+        raise BadInput(f"cannot write to {to} ({e.strerror or e})") from e
     return final
+
+
+def check_installed(final, task):
+    """Refuse data that is already there and is not the task's. Raises BadInput."""
+    try:
+        verify(final, task.sha256, task.optional)
+    except BadInput as e:
+        raise BadInput(f"{e}: move it away to download the data") from e
 
 
 def install(archive, final, task):
     """Unpack and verify an archive, then move its data to the path `final`.
 
-    Raises BadInput if the archive is not the task's, and renames it to .bad.
+    Raises BadInput if the archive is not the task's, and renames it to .bad. It is not to blame for
+    a full disk.
     """
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unpack") as new:
         try:
             unpacked = unpack(archive, final.name, Path(new))
             verify(unpacked, task.sha256, task.optional)
         except BadInput as e:
+            if getattr(e.__cause__, "errno", None) in DISK_FULL:
+                raise
             bad = archive.replace(archive.with_suffix(".bad"))
             raise BadInput(f"not installed, the archive is kept as {bad}: {e}") from e
         unpacked.replace(final)

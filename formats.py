@@ -1,7 +1,9 @@
 """Files of demonstrations, opened safely: npz, zarr version 2, and the HDF5 of Minari.
 
 `read` takes any of the three and returns {name: array}; data.py makes episodes of these arrays.
-Nothing here unpickles, follows a link or loads a plugin: a file that asks for it is refused.
+Nothing here unpickles, follows a link inside a file or loads a plugin: a file that asks for it is
+refused. What a file says of its sizes is checked before memory is taken, and nothing is unpacked
+beyond it: a file of a few MB can hold terabytes of zeros.
 
 Minari is the successor of D4RL. A data set of it, which `save_minari` writes too, is a folder with
 data/metadata.json and data/main_data.hdf5. The latter holds a group for each episode of L steps:
@@ -12,23 +14,32 @@ data/metadata.json and data/main_data.hdf5. The latter holds a group for each ep
   episode_0                                        attributes id, seed, total_steps
 """
 
+import bz2
 import contextlib
 import dataclasses
+import io
 import json
+import lzma
 import math
 import os
 import re
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from runs import BadInput, atomic
 
-LIMIT = 2**30  # bytes; no archive, no chunk and no Minari array that we read comes near
+MAX_GB = 4  # the arrays that are read from one file, unless --max-gb allows more
+MAX_TEXT = 2**24  # bytes of a JSON file
+MAX_HEADER = 2**16  # bytes of an array's header in an npz file
+MAX_CHUNK = 2**24  # bytes of an HDF5 chunk that is larger than its array
+MAX_EPISODES = 100_000  # in a Minari data set: checking one takes a millisecond
 NUMBERS = "fiu"  # the letters of numpy's dtype.kind for floats and integers
 COMPRESSORS = {None, "blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma"}  # none runs code
+DEFLATE = 1032  # how many times smaller zip's compression can make something
 FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # HDF5's own and lzf; for others HDF5 would load a plugin
 MAIN = "main_data.hdf5"
 MINARI = {"obs": "observations", "action": "actions", "reward": "rewards"}  # our name -> Minari's
@@ -38,53 +49,94 @@ AGAIN = "copy or download the data again"
 
 @contextlib.contextmanager
 def refusing(message):
-    """Turn every error inside into BadInput: libraries raise many kinds on damaged data."""
+    """Turn every error inside into BadInput: libraries raise many kinds on damaged data.
+
+    A lack of memory is none of the data's, and passes.
+    """
     try:
         yield
-    except BadInput:
+    except (BadInput, MemoryError):
         raise
     except Exception as e:
-        raise BadInput(f"{message} ({type(e).__name__}: {e})") from e
+        raise BadInput(f"{message} ({type(e).__name__}: {brief(e, 300)})") from e
 
 
-def read(path, names=None):
+def brief(value, most=100):
+    """A value from a file as text of one line, with its middle left out if it is long."""
+    text = " ".join(str(value).split())
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    return text
+
+
+def read(path, names=None, max_gb=MAX_GB):
     """{name: array} of a file or folder: the arrays in `names` that it holds, or all of them.
 
     The names go without zarr's data/ and meta/. Those of Minari become obs, action, reward and
     episode_ends. Pictures (N, H, W, C) come as uint8, see `as_bytes`. An array that is missing from
-    npz or zarr is no error here. Raises BadInput.
+    npz or zarr is no error here. Raises BadInput, also if the arrays declare more than max_gb GB.
     """
     path = Path(path)
-    if minari_file(path):
-        return read_minari(path, names)
-    if path.is_file():
-        return read_npz(path, names)
-    return read_zarr(path, names)
+    with refusing(f"{path} cannot be read"):
+        if minari_file(path):
+            return read_minari(path, names, max_gb)
+        if path.is_file():
+            return read_npz(path, names, max_gb)
+        return read_zarr(path, names, max_gb)
 
 
 def names_in(path):
     """The names of all arrays that `read` finds, without reading them. Raises BadInput."""
     path = Path(path)
-    if minari_file(path):
-        return [*MINARI, "episode_ends"]
-    if path.is_file():
-        with open_npz(path) as file:
-            return list(file.files)
-    return list(zarr_places(path))
+    with refusing(f"{path} cannot be read"):
+        if minari_file(path):
+            return [*MINARI, "episode_ends"]
+        if path.is_file():
+            with open_npz(path) as (_, members):
+                return list(members)
+        return list(zarr_places(path))
 
 
 def shapes(path):
-    """{name: (shape, dtype)} of all arrays in a file or folder. Raises BadInput.
+    """{name: (shape, dtype)} of all arrays in a file or folder, which are not read for it.
 
-    The numbers of npz and zarr are not read for it.
+    Raises BadInput.
     """
     path = Path(path)
-    if minari_file(path):
-        return {name: (a.shape, a.dtype) for name, a in read_minari(path).items()}
-    if path.is_file():
-        return npz_shapes(path)
-    arrays = {name: zarr_array(path, place) for name, place in zarr_places(path).items()}
-    return {name: (a.shape, a.dtype) for name, a in arrays.items()}
+    with refusing(f"{path} cannot be read"):
+        if minari_file(path):
+            return minari_shapes(path)
+        if path.is_file():
+            return npz_shapes(path)
+        arrays = {name: zarr_array(path, place) for name, place in zarr_places(path).items()}
+        return {name: (a.shape, a.dtype) for name, a in arrays.items()}
+
+
+def check_size(declared, path, max_gb):
+    """Refuse arrays {name: (shape, dtype)} of more than max_gb GB together. Raises BadInput.
+
+    Numbers that are smaller than float32 count as float32, which they become, but for pictures.
+    """
+    total = 0
+    for shape, dtype in declared.values():
+        total += math.prod(shape) * max(dtype.itemsize, 1 if len(shape) == 4 else 4)
+    if total > max_gb * 1e9:
+        gigabytes = min(total, 10**21) / 1e9
+        raise BadInput(
+            f"{path} declares {gigabytes:.4g} GB of numbers ({brief(', '.join(declared))}), but no "
+            f"more than {max_gb:g} GB are read: raise --max-gb if the file is right"
+        )
+
+
+def content_of(path, most):
+    """The bytes of a file. Raises BadInput if it is missing, no regular file, or above `most`."""
+    if not path.is_file():
+        raise BadInput(f"{path} is missing, or is not a file: {AGAIN}")
+    size = path.stat().st_size
+    if size > most:
+        raise BadInput(f"{path} has {size} bytes, far more than it could need: {AGAIN}")
+    with open(path, "rb") as file:
+        return file.read(size)
 
 
 def as_bytes(pictures, step=64):
@@ -110,36 +162,92 @@ def as_bytes(pictures, step=64):
 
 @contextlib.contextmanager
 def open_npz(path):
-    """The open npz file, which unpickles nothing. Errors inside become BadInput."""
-    with refusing(f"{path} is not an npz file of plain numbers, or is damaged"):
-        with np.load(path, allow_pickle=False) as file:
-            yield file
+    """The open zip archive of an npz file and its members {name: zipfile.ZipInfo}.
+
+    Errors inside become BadInput, without numpy's texts: they advise to unpickle.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive, npz_members(archive, path)
+    except (BadInput, MemoryError):
+        raise
+    except Exception as e:
+        raise BadInput(
+            f"{path} is not an npz file of plain numbers, or is damaged ({type(e).__name__})"
+        ) from e
 
 
-def read_npz(path, names=None):
+def npz_members(archive, path):
+    """{name: zipfile.ZipInfo} of an open npz file. Raises BadInput if two have one name.
+
+    Refused are also compressions that numpy does not write, since Python does not bound what they
+    unpack, and sizes that the file is too small for.
+    """
+    members = {}
+    on_disk = path.stat().st_size
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name in members:
+            raise BadInput(f"{path} holds {brief(name)} twice: write it again")
+        known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        packed = min(info.compress_size, on_disk)
+        if not known or info.file_size > DEFLATE * packed + 1000:
+            raise BadInput(f"{path} is not an npz file: {brief(name)} is packed in another way")
+        members[name] = info
+    return members
+
+
+def npy_header(archive, info):
+    """(shape, dtype, bytes of the header) of a member of an npz file. Raises BadInput."""
+    with archive.open(info) as file:
+        start = io.BytesIO(file.read(MAX_HEADER))
+    try:
+        if np.lib.format.read_magic(start) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(start)
+    except Exception as e:  # also RecursionError and MemoryError, from Python's parser
+        raise BadInput(
+            f"{archive.filename} is not an npz file of plain numbers, or is damaged: "
+            f"{brief(info.filename)} does not begin as an array"
+        ) from e
+    return shape, dtype, start.tell()
+
+
+def read_npz(path, names=None, max_gb=MAX_GB):
     """{name: array} of an npz file, as `read`. Raises BadInput."""
     arrays = {}
-    with open_npz(path) as file:
-        for name in file.files:
-            if names is None or name in names:
-                arrays[name] = as_bytes(np.asarray(file[name]))  # no array: comes as bytes
+    with open_npz(path) as (archive, members):
+        wanted = {n: info for n, info in members.items() if names is None or n in names}
+        declared = {}
+        for name, info in wanted.items():
+            shape, dtype, start = npy_header(archive, info)
+            if dtype.hasobject:
+                raise BadInput(
+                    f"{path} is not an npz file of plain numbers: {brief(name)} holds Python's "
+                    "objects"
+                )
+            if start + math.prod(shape) * dtype.itemsize != info.file_size:
+                raise BadInput(
+                    f"{path} is damaged: {brief(name)} is of another size than {brief(shape)} "
+                    f"{brief(dtype)} takes"
+                )
+            declared[name] = (shape, dtype)
+        check_size(declared, path, max_gb)
+        for name, info in wanted.items():
+            with archive.open(info) as file:
+                arrays[name] = as_bytes(np.lib.format.read_array(file, allow_pickle=False))
     return arrays
 
 
 def npz_shapes(path):
     """{name: (shape, dtype)} of the arrays of an npz file, from their headers. Raises BadInput."""
-    found = {}
-    with open_npz(path), zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            if not member.endswith(".npy"):
-                continue
-            with archive.open(member) as f:
-                if np.lib.format.read_magic(f) == (1, 0):
-                    shape, _, dtype = np.lib.format.read_array_header_1_0(f)
-                else:
-                    shape, _, dtype = np.lib.format.read_array_header_2_0(f)
-            found[member.removesuffix(".npy")] = (shape, dtype)
-    return found
+    with open_npz(path) as (archive, members):
+        return {
+            name: npy_header(archive, info)[:2]
+            for name, info in members.items()
+            if info.filename.endswith(".npy")
+        }
 
 
 def save_npz(path, **arrays):
@@ -152,6 +260,8 @@ def save_npz(path, **arrays):
 
 def zarr_places(path):
     """{name: its place in the folder}, such as {"action": "data/action"}. Raises BadInput."""
+    if (path / "zarr.json").exists():
+        raise BadInput(f"{path} is zarr version 3: write it with zarr_format=2, which is read here")
     if not (path / ".zgroup").exists():
         raise BadInput(
             f"{path} is not a file, and not a zarr version 2 group (it has no .zgroup) or a Minari "
@@ -163,73 +273,160 @@ def zarr_places(path):
     return {folder.name: f"{folder.parent.name}/{folder.name}" for folder in folders}
 
 
-def read_zarr(path, names=None):
+def read_zarr(path, names=None, max_gb=MAX_GB):
     """{name: array} of a zarr version 2 folder, as `read`. Raises BadInput."""
-    arrays = {}
-    for name, place in zarr_places(path).items():
-        if names is None or name in names:
-            array = zarr_array(path, place)
-            with refusing(f"{path} is damaged, {AGAIN}"):
-                arrays[name] = as_bytes(array, array.chunks[0])
-    return arrays
+    arrays = {
+        name: zarr_array(path, place)
+        for name, place in zarr_places(path).items()
+        if names is None or name in names
+    }
+    check_size({name: (a.unpacked_shape, a.dtype) for name, a in arrays.items()}, path, max_gb)
+    with refusing(f"{path} is damaged, {AGAIN}"):
+        return {name: as_bytes(a, a.chunks[0]) for name, a in arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ZarrArray:
+    """An array of a zarr version 2 folder. array[...] and array[first:last] read its chunks.
+
+    The zarr library is not used, because it would let four things pass: missing chunks are filled
+    with fill_value, a Blosc chunk that was cut short is decoded into noise, a pickle filter runs
+    code, and a chunk may unpack to any size.
+    """
+
+    folder: Path
+    shape: tuple
+    chunks: tuple  # the shape of each chunk, also of those at the borders
+    dtype: np.dtype
+    codec: str | None
+    order: str
+    separator: str
+    where: str  # the array's name in error messages
+
+    @property
+    def ndim(self):
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def unpacked_shape(self):
+        """The shape of all chunks together."""
+        return tuple(-(-size // chunk) * chunk for size, chunk in zip(self.shape, self.chunks))
+
+    def __getitem__(self, rows):
+        """Rows first:last as a numpy array, or all of them. Raises BadInput."""
+        rows = slice(None) if rows is ... else rows
+        first, last, _ = rows.indices(self.shape[0])
+        last = max(first, last)
+        ranges = [(first, last), *((0, size) for size in self.shape[1:])]
+        out = np.empty((last - first, *self.shape[1:]), self.dtype)
+        counts = [-(-b // chunk) for (_, b), chunk in zip(ranges, self.chunks)]
+        begin = first // self.chunks[0]
+        for steps in np.ndindex(counts[0] - begin, *counts[1:]):
+            place = (begin + steps[0], *steps[1:])
+            target = []  # where the chunk's numbers go, and which of them, along each axis
+            taken = []
+            for i, chunk, (a, b) in zip(place, self.chunks, ranges):
+                low = max(i * chunk, a)
+                high = min((i + 1) * chunk, b)
+                target.append(slice(low - a, high - a))
+                taken.append(slice(low - i * chunk, high - i * chunk))
+            out[tuple(target)] = self.chunk(place)[tuple(taken)]
+        return out
+
+    def chunk(self, place):
+        """The chunk at a place (ndim integers). Raises BadInput if it is missing or damaged."""
+        key = self.separator.join(map(str, place))
+        file = self.folder / key
+        if not file.is_file():
+            raise BadInput(f"{self.where} lacks chunk {key}: {AGAIN}")
+        nbytes = math.prod(self.chunks) * self.dtype.itemsize
+        with refusing(f"{self.where}: chunk {key} is damaged, {AGAIN}"):
+            content = unpack_chunk(content_of(file, 2 * nbytes + 2**16), self.codec, nbytes)
+            return np.frombuffer(content, self.dtype).reshape(self.chunks, order=self.order)
 
 
 def zarr_array(path, name):
-    """An array of a zarr version 2 folder, opened but not read. Raises BadInput unless it is safe.
-
-    The checks come before the zarr library sees the data, because it would let three things pass:
-    missing chunks are filled with fill_value, a Blosc chunk that was cut short is decoded into
-    noise, and a pickle filter runs code.
-    """
-    import zarr  # slow to import
-
+    """The ZarrArray of a folder, not read. Raises BadInput unless it is plain and safe."""
     where = f"{path}: array {name}"
     folder = Path(path) / name
     with refusing(f"{where} cannot be opened"):
-        meta = json.loads((folder / ".zarray").read_bytes())
-        nbytes = zarr_chunk_size(meta, where)
-        check_zarr_chunks(folder, meta, nbytes, where)
-        return zarr.open_array(str(path), path=name, mode="r", zarr_format=2)
-
-
-def zarr_chunk_size(meta, where):
-    """The bytes of an unpacked chunk, by the content of .zarray. BadInput if that is unsafe."""
-    dtype = meta["dtype"]
-    codec = (meta["compressor"] or {}).get("id")
-    filters = meta.get("filters")
-    plain = isinstance(dtype, str) and re.fullmatch(r"[<>|][fiu][1248]", dtype)
-    if not plain or filters or codec not in COMPRESSORS:
-        raise BadInput(
-            f"{where} is refused: dtype {dtype}, compressor {codec}, filters {filters} are not all "
-            "safe"
+        meta = json.loads(content_of(folder / ".zarray", MAX_TEXT))
+        dtype = meta["dtype"]
+        codec = (meta["compressor"] or {}).get("id")
+        filters = meta.get("filters")
+        plain = isinstance(dtype, str) and re.fullmatch(r"[<>|][fiu][1248]", dtype)
+        if not plain or filters or codec not in COMPRESSORS:
+            raise BadInput(
+                f"{where} is refused: dtype {brief(dtype)}, compressor {brief(codec)}, filters "
+                f"{brief(filters)} are not all safe"
+            )
+        shape = meta["shape"]
+        chunks = meta["chunks"]
+        order = meta.get("order", "C")
+        separator = meta.get("dimension_separator", ".")
+        sizes = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *chunks))
+        fits = 0 < len(shape) == len(chunks) <= 32 and min(chunks) > 0
+        known = order in ("C", "F") and separator in (".", "/")
+        if not (sizes and fits and known):
+            raise BadInput(
+                f"{where} has shape {brief(shape)} in chunks {brief(chunks)}: not a layout that "
+                "can be read"
+            )
+        return ZarrArray(
+            folder=folder,
+            shape=tuple(shape),
+            chunks=tuple(chunks),
+            dtype=np.dtype(dtype),
+            codec=codec,
+            order=order,
+            separator=separator,
+            where=where,
         )
-    shape = meta["shape"]
-    chunks = meta["chunks"]
-    nbytes = math.prod(chunks) * np.dtype(dtype).itemsize
-    if not shape or len(shape) != len(chunks) or min(chunks) < 1 or nbytes > LIMIT:
-        raise BadInput(
-            f"{where} has shape {shape} in chunks {chunks}: not a layout that can be read"
-        )
-    return nbytes
 
 
-def check_zarr_chunks(folder, meta, nbytes, where):
-    """Refuse an array that lacks a chunk or has one whose Blosc header is wrong. Raises BadInput.
+def unpack_chunk(content, codec, nbytes):
+    """The bytes of a zarr chunk, which must be nbytes. Raises ValueError if they are not.
 
-    The header holds the size of the content at byte 4, and that of the chunk itself at byte 12.
+    Never more than nbytes + 1 are unpacked, whatever the content says.
     """
-    separator = meta.get("dimension_separator", ".")
-    blosc = (meta["compressor"] or {}).get("id") == "blosc"
-    counts = (math.ceil(size / chunk) for size, chunk in zip(meta["shape"], meta["chunks"]))
-    for place in np.ndindex(*counts):
-        key = separator.join(map(str, place))
-        if not (folder / key).is_file():
-            raise BadInput(f"{where} lacks chunk {key}: {AGAIN}")
-        if blosc:
-            content = (folder / key).read_bytes()
-            sizes = [int.from_bytes(content[at : at + 4], "little") for at in (4, 12)]
-            if len(content) < 16 or sizes != [nbytes, len(content)]:
-                raise BadInput(f"{where}: chunk {key} is damaged, {AGAIN}")
+    if codec in ("blosc", "lz4", "zstd"):
+        import numcodecs  # slow to import
+
+        if size_by_header(content, codec) != nbytes:
+            raise ValueError("another size")
+        room = np.empty(nbytes, np.uint8)
+        return numcodecs.get_codec({"id": codec}).decode(content, out=room)
+    if codec is not None:
+        if codec == "bz2":
+            stream = bz2.BZ2Decompressor()
+        elif codec == "lzma":
+            stream = lzma.LZMADecompressor(memlimit=2**28)
+        else:
+            stream = zlib.decompressobj(32 + zlib.MAX_WBITS)  # zlib or gzip, by its header
+        content = stream.decompress(content, nbytes + 1)
+        if not stream.eof:
+            raise ValueError("cut short, or too long")
+    if len(content) != nbytes:
+        raise ValueError(f"{len(content)} bytes instead of {nbytes}")
+    return content
+
+
+def size_by_header(content, codec):
+    """The number of bytes that a compressed chunk says it unpacks to, None if it does not say."""
+    if codec == "lz4":
+        return int.from_bytes(content[:4], "little")
+    if codec == "blosc":
+        own = int.from_bytes(content[12:16], "little")
+        return int.from_bytes(content[4:8], "little") if own == len(content) else None
+    # A frame of zstd: 4 bytes of magic, the descriptor, its window's size, a dictionary's number.
+    flags = content[4]
+    single = flags >> 5 & 1
+    length = (single, 2, 4, 8)[flags >> 6]
+    if not length:
+        return None
+    at = 6 - single + (0, 1, 2, 4)[flags & 3]
+    return int.from_bytes(content[at : at + length], "little") + (256 if length == 2 else 0)
 
 
 # ---- Minari: reading -----------------------------------------------------------------------------
@@ -296,15 +493,18 @@ def hdf5_array(group, name, kinds, where):
     filters = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
     if array.dtype.kind not in kinds or filters - FILTERS:
         raise BadInput(
-            f"{where} is refused: dtype {array.dtype} or filters {sorted(filters)} are not plain "
-            "and safe"
+            f"{where} is refused: dtype {brief(array.dtype)} or filters {sorted(filters)} are not "
+            "plain and safe"
         )
-    if math.prod(array.chunks or array.shape) * array.dtype.itemsize > LIMIT:
+    size = math.prod(array.shape)  # array.size may overflow
+    if math.prod(array.chunks or ()) * array.dtype.itemsize > max(
+        size * array.dtype.itemsize, MAX_CHUNK
+    ):
         raise BadInput(
             f"{where} has shape {array.shape} in chunks {array.chunks}: not a layout that can be "
             "read"
         )
-    if array.size and array.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+    if size and array.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
         raise BadInput(f"{where} was not written to its end: {AGAIN}")
     return array
 
@@ -341,6 +541,8 @@ def minari_layout(f, file):
     """The names of an open file's episodes and the shapes of each, all checked. Raises BadInput."""
     import h5py
 
+    if len(f) > MAX_EPISODES:
+        raise BadInput(f"{file} holds {len(f)} groups, but no more than {MAX_EPISODES} are read")
     E = sum(re.fullmatch(r"episode_\d+", name) is not None for name in f)
     if not E:
         raise BadInput(
@@ -358,37 +560,59 @@ def minari_layout(f, file):
     return groups, sizes
 
 
-def read_minari(path, names=None):
+@contextlib.contextmanager
+def open_minari(path):
+    """The HDF5 file of a Minari data set and the open h5py.File. Errors inside become BadInput."""
+    import h5py
+
+    file = minari_file(path)
+    if file is None or not file.is_file():
+        raise BadInput(f"{file or path} is missing: of Minari's formats only HDF5 is read")
+    with (
+        refusing(f"{file} is not HDF5 of Minari, or is damaged: {AGAIN}"),
+        h5py.File(file, "r") as f,
+    ):
+        yield file, f
+
+
+def minari_declared(sizes):
+    """{our name: (shape, dtype)} of the arrays of episodes with these shapes (minari_layout)."""
+    N = sum(size["actions"][0] for size in sizes)
+    found = {ours: (N, *sizes[0].get(theirs, ())[1:]) for ours, theirs in MINARI.items()}
+    declared = {name: (shape, np.dtype(np.float32)) for name, shape in found.items()}
+    return declared | {"episode_ends": ((len(sizes),), np.dtype(np.int64))}
+
+
+def minari_shapes(path):
+    """{name: (shape, dtype)} of what `read_minari` gives, which is not read. Raises BadInput."""
+    with open_minari(path) as (file, f):
+        return minari_declared(minari_layout(f, file)[1])
+
+
+def read_minari(path, names=None, max_gb=MAX_GB):
     """The arrays of a Minari data set, or those of them in `names`. Raises BadInput.
 
     obs (N, S), action (N, D_a) and reward (N,) are float32; episode_ends (E,) is int64, cumulative.
     The observation after an episode's last action is dropped. path: as for `minari_file`.
     """
-    import h5py
-
-    file = minari_file(path)
-    if not file.is_file():
-        raise BadInput(f"{file} is missing: of Minari's formats only HDF5 is read")
     arrays = {}
-    with (
-        refusing(f"{file} is not HDF5 of Minari, or is damaged: {AGAIN}"),
-        h5py.File(file, "r") as f,
-    ):
+    with open_minari(path) as (file, f):
         groups, sizes = minari_layout(f, file)
         lengths = np.array([size["actions"][0] for size in sizes])
         ends = lengths.cumsum()
+        declared = {
+            name: what
+            for name, what in minari_declared(sizes).items()
+            if names is None or name in names
+        }
+        check_size(declared, file, max_gb)
         for ours, theirs in MINARI.items():
-            if names is not None and ours not in names:
+            if ours not in declared:
                 continue
-            shape = (int(ends[-1]), *sizes[0].get(theirs, ())[1:])
-            if 4 * math.prod(shape) > LIMIT:
-                raise BadInput(
-                    f"{file}: {theirs} of all episodes are {shape}, more than {LIMIT} bytes"
-                )
-            arrays[ours] = np.empty(shape, np.float32)
+            arrays[ours] = np.empty(*declared[ours])
             for group, L, end in zip(groups, lengths, ends):
                 f[group][theirs].read_direct(arrays[ours], np.s_[:L], np.s_[end - L : end])
-    if names is None or "episode_ends" in names:
+    if "episode_ends" in declared:
         arrays["episode_ends"] = ends
     return arrays
 
@@ -407,8 +631,13 @@ def read_adroit(path, repeat=2):
         raise BadInput(f"{path} is not a Minari data set (no data/{MAIN})")
     with refusing(f"{file} holds no Adroit states, or is damaged: {AGAIN}"), h5py.File(file) as f:
         E = sum(name.startswith("episode_") for name in f)
+        if not 0 < E <= MAX_EPISODES:
+            raise BadInput(f"{file} holds {E} episodes: 1 to {MAX_EPISODES} are read")
         groups = [hdf5_node(f, f"episode_{e}", h5py.Group, file) for e in range(E)]
-        episodes = [read_adroit_episode(group, repeat, file) for group in groups]
+        opened = [adroit_arrays(group, file) for group in groups]
+        declared = {a.name: (a.shape, a.dtype) for arrays in opened for a in arrays.values()}
+        check_size(declared, file, MAX_GB)
+        episodes = [read_adroit_episode(arrays, repeat) for arrays in opened]
         arrays = {}
         for name in episodes[0]:
             join = np.concatenate if name in ("qpos", "actions") else np.stack
@@ -417,8 +646,8 @@ def read_adroit(path, repeat=2):
     return arrays
 
 
-def read_adroit_episode(group, repeat, file):
-    """{qpos (n, nq), actions (n, D_a), a setting (·,)} of one episode. Raises BadInput.
+def adroit_arrays(group, file):
+    """The arrays {name: h5py.Dataset} of one episode, not read. Raises BadInput.
 
     The states are in the group state of the episode, or of its group infos.
     """
@@ -426,16 +655,27 @@ def read_adroit_episode(group, repeat, file):
 
     inside = group if "state" in group else hdf5_node(group, "infos", h5py.Group, file)
     state = hdf5_node(inside, "state", h5py.Group, file) if "state" in inside else inside
-    actions = hdf5_array(group, "actions", "f", file)[...]
-    qpos = hdf5_array(state, "qpos", "f", file)[...]
-    n = len(actions) // repeat
-    episode = {
-        "qpos": qpos[: n * repeat : repeat],
-        "actions": actions[: n * repeat].reshape(n, repeat, -1).mean(1),
+    arrays = {
+        "actions": hdf5_array(group, "actions", "f", file),
+        "qpos": hdf5_array(state, "qpos", "f", file),
     }
     for name in ADROIT_SETTINGS:
         if name in state:
-            episode[name] = hdf5_array(state, name, "f", file)[0]
+            arrays[name] = hdf5_array(state, name, "f", file)
+    return arrays
+
+
+def read_adroit_episode(arrays, repeat):
+    """{qpos (n, nq), actions (n, D_a), a setting (·,)} of one episode's open arrays."""
+    actions = arrays["actions"][...]
+    n = len(actions) // repeat
+    episode = {
+        "qpos": arrays["qpos"][: n * repeat : repeat],
+        "actions": actions[: n * repeat].reshape(n, repeat, -1).mean(1),
+    }
+    for name in ADROIT_SETTINGS:
+        if name in arrays:
+            episode[name] = arrays[name][0]
     return episode
 
 
@@ -448,7 +688,7 @@ def metadata(file):
     for path in (folder / "metadata.json" for folder in folders):
         if path.is_file():
             with refusing(f"{path} is damaged: {AGAIN}"):
-                found.append((path, dict(json.loads(path.read_bytes()).items())))
+                found.append((path, dict(json.loads(content_of(path, MAX_TEXT)).items())))
     return found
 
 
@@ -458,7 +698,7 @@ def check_metadata(file, episodes):
         told = about.get("total_episodes", episodes)
         if told != episodes:
             raise BadInput(
-                f"{file} holds {episodes} episodes, {path.name} tells of {told}: {AGAIN}"
+                f"{file} holds {episodes} episodes, {path.name} tells of {brief(told)}: {AGAIN}"
             )
 
 

@@ -209,7 +209,7 @@ def test_download(tmp_path, server, task, folder, monkeypatch):
     monkeypatch.setenv("DRIFT_CACHE", str(tmp_path / "cache"))
     path = download.download(task)
     assert path == tmp_path / "cache" / NAME == find(PUSHT)
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == [NAME]  # no part, no leftovers
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [".lock", NAME]  # no part
     loaded = data.load(PUSHT, path)
     wanted = data.load(PUSHT, folder)
     np.testing.assert_array_equal(loaded.obs["state"], wanted.obs["state"])
@@ -270,7 +270,7 @@ def test_download_sha(tmp_path, task):
     to = tmp_path / "to"
     task = dataclasses.replace(task, sha256={**task.sha256, "data/state": "0" * 64})
     refused(lambda: download.download(task, to), "not installed", "data/state differs")
-    assert [p.name for p in to.iterdir()] == [f"{NAME}.zip.bad"]
+    assert sorted(p.name for p in to.iterdir()) == [".lock", f"{NAME}.zip.bad"]
 
 
 def test_an_array_that_is_not_optional_must_be_there(tmp_path, task):
@@ -310,8 +310,8 @@ def test_evil_zip(tmp_path, server, task, entry):
     to = tmp_path / "deep" / "er" / "to"
     server.content = repacked(server.content, {entry: "/etc"})
     refused(lambda: download.download(task, to), "not installed", "link or leads outside")
-    left = [p.name for p in (tmp_path / "deep").rglob("*")]
-    assert left == ["er", "to", f"{NAME}.zip.bad"]
+    left = sorted(p.name for p in (tmp_path / "deep").rglob("*"))
+    assert left == [".lock", "er", f"{NAME}.zip.bad", "to"]
     assert not Path("/evil").exists()
 
 
@@ -320,10 +320,10 @@ def test_absurd_and_foreign_zips(tmp_path, server, task, monkeypatch):
     for i, content in enumerate((b"PK not a zip", whole[:-30], repacked(b"", {"a.txt": "b"}))):
         server.content = content
         refused(lambda i=i: download.download(task, tmp_path / str(i)), "not installed")
-    monkeypatch.setattr(download, "LIMIT", len(whole) + 10)
+    monkeypatch.setattr(download, "MAX_BYTES", len(whole) + 10)
     server.content = repacked(whole, {f"{i}": "x" for i in range(2)})
     refused(lambda: download.download(task, tmp_path / "long"), "not the archive")
-    monkeypatch.setattr(download, "LIMIT", len(server.content))
+    monkeypatch.setattr(download, "MAX_BYTES", len(server.content))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("zeros", bytes(len(server.content) + 1))
     server.content = (tmp_path / "bomb.zip").read_bytes()

@@ -1,9 +1,14 @@
 """formats.py: Minari's format both ways, with the minari library as the judge, every bad HDF5 file
 refused, and pictures that stay bytes. More of zarr and npz is tested in test_data.py."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import tracemalloc
+import zipfile
+import zlib
 
 import h5py
 import numcodecs
@@ -12,9 +17,18 @@ import pytest
 import zarr
 
 import data
-import formats
 from envs import TASKS
-from formats import as_bytes, minari_file, names_in, read, save_minari, save_npz, shapes
+from formats import (
+    as_bytes,
+    minari_file,
+    names_in,
+    read,
+    read_adroit,
+    save_minari,
+    save_npz,
+    shapes,
+    zarr_array,
+)
 from runs import BadInput
 
 HOPPER = TASKS["hopper"]
@@ -309,14 +323,14 @@ def test_bad_hdf5(tmp_path, change, words):
     refused(lambda: read(path), "main_data.hdf5", *words)
 
 
-def test_huge(tmp_path, monkeypatch):
-    """Episodes that are small one by one are not read into more than LIMIT bytes."""
+def test_huge(tmp_path):
+    """Episodes that are small one by one are not read if they are too much together."""
     path = write_minari(tmp_path / "x")
-    monkeypatch.setattr(formats, "LIMIT", 400)
-    words = ("observations of all episodes are (12, 11)", "more than 400 bytes")
-    refused(lambda: read(path), *words)
-    monkeypatch.setattr(formats, "LIMIT", 300)
-    refused(lambda: read(path), "/episode_2/observations has shape (8, 11) in chunks (8, 11)")
+    nbytes = 12 * 4 * (11 + 3 + 1) + 3 * 8
+    assert len(read(path, max_gb=nbytes / 1e9)) == 4
+    words = ("main_data.hdf5 declares 7.44e-07 GB", "obs, action, reward", "raise --max-gb")
+    refused(lambda: read(path, max_gb=(nbytes - 1) / 1e9), *words)
+    assert list(read(path, ["action"], max_gb=2e-7)) == ["action"]  # only what is read counts
 
 
 def test_damaged_file(tmp_path):
@@ -515,3 +529,248 @@ def test_an_npz_of_objects_is_not_unpickled(tmp_path):
     refused(lambda: read(tmp_path / "o.npz"), "o.npz is not an npz file of plain numbers")
     assert shapes(tmp_path / "o.npz")["action"] == ((1,), np.dtype(object))
     assert not (tmp_path / "sprung").exists()
+
+
+# ---- files that say more than they hold, or hold more than they say ------------------------------
+
+
+def peak_of(call):
+    """The bytes that Python and numpy had at once, at most, in a call that raises BadInput."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput) as e:
+            call()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    return peak, str(e.value)
+
+
+def zstd_without_size():
+    """A frame of zstd that says nothing of its size: a block of 128 kB of one byte."""
+    block = (2**17 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"a"
+    return b"\x28\xb5\x2f\xfd\x00\x58" + block
+
+
+ZEROS = bytes(2**26)
+PACKED = {
+    "zlib": zlib.compress(ZEROS),
+    "gzip": gzip.compress(ZEROS),
+    "bz2": bz2.compress(ZEROS),
+    "lzma": lzma.compress(ZEROS),
+    "zstd": numcodecs.Zstd().encode(ZEROS),
+    "lz4": numcodecs.LZ4().encode(ZEROS),
+    "blosc": numcodecs.Blosc("zstd").encode(ZEROS),
+}
+
+
+@pytest.mark.parametrize("codec", PACKED)
+def test_a_zarr_chunk_that_unpacks_to_more(tmp_path, codec):
+    """64 MB in a chunk of 128 bytes are never unpacked."""
+    path = write_zarr(tmp_path / "x.zarr", {"data/action": np.ones((16, 2), "f4")})
+    (path / "data/action/.zarray").write_text(zarray([16, 2], [16, 2], compressor={"id": codec}))
+    (path / "data/action/0.0").write_bytes(PACKED[codec])
+    peak, message = peak_of(lambda: read(path))
+    word = "far more" if codec == "lz4" else "chunk 0.0 is damaged"  # lz4 packs no better
+    assert peak < 2**24 and word in message, (peak, message)  # lzma has 8 MB of its own
+
+
+def zarray(shape, chunks, dtype="<f4", **change):
+    """The text of a .zarray file."""
+    meta = {"shape": shape, "chunks": chunks, "dtype": dtype, "compressor": None, "order": "C"}
+    return json.dumps(meta | {"filters": None, "fill_value": 0, "zarr_format": 2} | change)
+
+
+def test_every_codec_of_zarr_is_read(tmp_path):
+    """In both orders of bytes and of axes. Of zstd only frames that say their size are read."""
+    a = np.random.default_rng(0).integers(0, 9, (40, 3), "i2").astype(">i2")
+    for codec in (*PACKED, None):
+        compressor = codec and numcodecs.get_codec({"id": codec})
+        for order in "CF":
+            path = write_zarr(
+                tmp_path / f"{codec}-{order}.zarr",
+                {"data/a": a},
+                compressors=compressor,
+                order=order,
+            )
+            np.testing.assert_array_equal(read(path)["a"], a)
+    path = tmp_path / "zstd-C.zarr"
+    for content in (zstd_without_size(), b"", b"x" * 9, b"\x28\xb5\x2f\xfd"):
+        (path / "data/a/0.0").write_bytes(content)
+        refused(lambda: read(path), "chunk 0.0 is damaged")
+
+
+def test_chunks_along_all_axes(tmp_path):
+    """Chunks at the borders are larger than what they hold; a part of the rows can be read."""
+    a = np.arange(7 * 5 * 3, dtype="i4").reshape(7, 5, 3)
+    group = zarr.create_group(tmp_path / "x", zarr_format=2)
+    for separator in "./":
+        encoding = {"name": "v2", "separator": separator}
+        group.create_array(
+            f"data/a{ord(separator)}", data=a + 1, chunks=(3, 2, 2), chunk_key_encoding=encoding
+        )
+    for name in read(tmp_path / "x"):
+        array = zarr_array(tmp_path / "x", f"data/{name}")
+        np.testing.assert_array_equal(array[...], a + 1)
+        for first in range(8):
+            for last in range(8):
+                np.testing.assert_array_equal(array[first:last], (a + 1)[first:last])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (zarray([15 * 10**9, 2], [1, 2]), ["declares 120 GB of numbers (action)", "--max-gb"]),
+        (zarray([16, 2], [2**40, 2]), ["declares 8796 GB"]),
+        (zarray([2**62] * 32, [2**62] * 32), ["declares 1e+12 GB"]),
+        (zarray([16, 2], [0, 2]), ["not a layout"]),
+        (zarray([16, 2], [16]), ["not a layout"]),
+        (zarray([-16, 2], [16, 2]), ["not a layout"]),
+        (zarray([16.0, 2], [16, 2]), ["not a layout"]),
+        (zarray([16, True], [16, 1]), ["not a layout"]),
+        (zarray([], []), ["not a layout"]),
+        (zarray([16, 2], [16, 2], dimension_separator="/../"), ["not a layout"]),
+        (zarray([16, 2], [16, 2], order="K"), ["not a layout"]),
+        (zarray([16, 2], [16, 2], dtype=[["a", "<f4"]] * 1000), ["is refused: dtype", " ... "]),
+        (zarray([16, 2], [16, 2], dtype="|S8"), ["is refused: dtype"]),
+        (zarray([16, 2], [16, 2], compressor={"id": "x" * 10**6}), ["is refused", " ... "]),
+        (zarray(16, 16), ["cannot be opened"]),
+        ("[" * 10**6, ["cannot be opened", "RecursionError"]),
+        (" " * (2**24 + 1), ["far more than it could need"]),
+        ("[]", ["cannot be opened"]),
+    ],
+)
+def test_bad_zarr_sizes(tmp_path, text, words):
+    path = write_zarr(tmp_path / "x.zarr", {"data/action": np.ones((16, 2), "f4")})
+    (path / "data/action/.zarray").write_text(text)
+    peak, message = peak_of(lambda: read(path))
+    assert peak < 2**26 and len(message) < 1000 and "\n" not in message
+    for word in words:
+        assert word in message, (word, message)
+
+
+def test_chunks_that_are_one_file(tmp_path):
+    """Hard links: a small folder may declare much, up to what --max-gb allows."""
+    path = write_zarr(tmp_path / "x.zarr", {"data/action": np.ones((16, 2), "f4")})
+    for i in range(1, 64):
+        (path / f"data/action/{i}.0").hardlink_to(path / "data/action/0.0")
+    meta = json.loads((path / "data/action/.zarray").read_text())
+    (path / "data/action/.zarray").write_text(json.dumps(meta | {"shape": [1024, 2]}))
+    assert read(path)["action"].shape == (1024, 2)
+    refused(lambda: read(path, max_gb=8e-6), "declares 8.192e-06 GB", "no more than 8e-06 GB")
+
+
+def test_what_is_no_file_in_a_zarr_folder(tmp_path):
+    """A pipe, a device or a folder in the place of a file is refused; nothing waits for it."""
+    for i, name in enumerate(("0.0", ".zarray")):
+        for j, make in enumerate((os.mkfifo, os.mkdir, zero_link)):
+            path = write_zarr(tmp_path / f"{i}{j}.zarr", {"data/a": np.ones((16, 2), "f4")})
+            (path / "data/a" / name).unlink()
+            make(path / "data/a" / name)
+            refused(lambda path=path: read(path), "lacks chunk 0.0" if name == "0.0" else "missing")
+    (path / "zarr.json").write_text("{}")
+    refused(lambda: read(path), "is zarr version 3", "zarr_format=2")
+
+
+def zero_link(path):
+    """Make a symbolic link to a device without end."""
+    path.symlink_to("/dev/zero")
+
+
+def npy(header, content=b"", version=(1, 0)):
+    """The bytes of an npy file with this header."""
+    length = len(header).to_bytes(2 if version == (1, 0) else 4, "little")
+    return b"\x93NUMPY" + bytes(version) + length + header.encode() + content
+
+
+def of_shape(shape, dtype="'<f4'"):
+    """The header of an npy file, its shape and dtype as they are written there."""
+    return f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (npy(of_shape("(2, 3)"), bytes(23)), "is damaged"),
+        (npy(of_shape("(2, 3)"), bytes(25)), "is damaged"),
+        (npy(of_shape("(10**9,)")), "does not begin as an array"),
+        (npy(of_shape("(1000000000, 3)")), "is damaged"),
+        (npy(of_shape("(-1, -6)"), bytes(24)), "not an npz file"),
+        (npy(of_shape("(2, 3)", "'|O'"), bytes(24)), "holds Python's objects"),
+        (npy(of_shape("(" + "9" * 3000 + ",)")), "is damaged"),
+        (npy("-" * 9000 + "1"), "does not begin as an array"),
+        (npy("(" * 9000), "does not begin as an array"),
+        (npy(" " * 60000), "does not begin as an array"),
+        (npy(" " * 2**22, version=(2, 0)), "does not begin as an array"),
+        (npy(of_shape("(2, 3)"), bytes(24), version=(7, 0)), "not an npz file"),
+        (b"text", "does not begin as an array"),
+        (b"", "does not begin as an array"),
+    ],
+)
+def test_npy_headers_that_lie(tmp_path, content, word):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("action.npy", content)
+    peak, message = peak_of(lambda: read(tmp_path / "x.npz"))
+    assert word in message and peak < 2**22, (peak, message)
+    assert "unsafe" not in message and "allow_pickle" not in message and len(message) < 500
+
+
+def test_an_npz_that_unpacks_to_much(tmp_path):
+    """A file of 70 kB with 64 MB of zeros; what is not asked for does not count."""
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(2**23), b=np.zeros(2, "f4"))
+    assert (tmp_path / "x.npz").stat().st_size < 2**17
+    assert read(tmp_path / "x.npz", ["b"], max_gb=1e-8)["b"].shape == (2,)
+    peak, message = peak_of(lambda: read(tmp_path / "x.npz", max_gb=0.06))
+    assert "declares 0.06711 GB of numbers (a, b)" in message and peak < 2**20
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_compressions_that_are_not_bounded(tmp_path, kind):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", kind) as archive:
+        archive.writestr("action.npy", npy(of_shape("(2, 3)"), bytes(24)))
+    refused(lambda: read(tmp_path / "x.npz"), "action is packed in another way")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate")
+def test_an_npz_with_two_arrays_of_one_name(tmp_path):
+    for names in (("a.npy", "a.npy"), ("a", "a.npy")):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+            for name in names:
+                archive.writestr(name, npy(of_shape("(2, 3)"), bytes(24)))
+        for call in (read, shapes, names_in):
+            refused(lambda call=call: call(tmp_path / "x.npz"), "holds a twice")
+
+
+def test_names_are_short_in_messages(tmp_path):
+    name = "n" * 60000
+    np.savez(tmp_path / "x.npz", **{name: np.array(["a"], object)})
+    peak, message = peak_of(lambda: read(tmp_path / "x.npz"))
+    assert len(message) < 500 and "nnn ... nnn" in message
+
+
+def test_a_minari_file_with_very_many_groups(tmp_path, monkeypatch):
+    """Hard links make a million episodes of one: their number is looked at before each of them."""
+    monkeypatch.setattr("formats.MAX_EPISODES", 5)
+    path = write_minari(tmp_path / "x")
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as f:
+        for i in range(3, 6):
+            f[f"episode_{i}"] = f["episode_0"]
+    refused(lambda: read(path), "holds 6 groups, but no more than 5 are read")
+    refused(lambda: read_adroit(path), "holds 6 episodes: 1 to 5 are read")
+
+
+def test_shapes_do_not_read_minari(tmp_path, monkeypatch):
+    path = write_minari(tmp_path / "x")
+    monkeypatch.setattr(h5py.Dataset, "read_direct", None)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+    assert shapes(path)["action"] == ((12, 3), np.dtype("f4"))
+    assert list(shapes(path)) == names_in(path)
+
+
+def test_paths_that_cannot_be_read(tmp_path):
+    """A path of 5000 characters, a loop of links, a file as a folder: one line each."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    for path in ("x" * 5000, tmp_path / "loop", tmp_path / "file" / "x", "/dev/zero", "\0"):
+        for call in (read, shapes, names_in):
+            refused(lambda call=call, path=path: call(path))
