@@ -155,7 +155,7 @@ def save_answer(answer, url, part, have):
         raise BadInput(too_long)
     bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, disable=None)
     with open(part, "ab" if have else "wb") as f, bar:
-        while block := answer.read(1 << 16):
+        while block := answer.read1(1 << 16):
             bar.update(f.write(block))
             if f.tell() > MAX_BYTES:
                 f.truncate(0)

@@ -457,6 +457,24 @@ def memory_of(pid, what):
     return 0
 
 
+def stat_of(pid):
+    """The fields of Linux's /proc/PID/stat after the name, none elsewhere."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return []
+
+
+def computed(pid):
+    """Seconds that a process has computed."""
+    fields = stat_of(pid)
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def runnable(pid):
+    """Whether a process computes, or would if the machine let it."""
+    return stat_of(pid)[:1] == ["R"]
+
+
 def work(connection, folder, seed, targets, limit):
     """The worker: damage and read one case for each number that comes; answer what came of it.
 
@@ -481,7 +499,7 @@ def work(connection, folder, seed, targets, limit):
         connection.send((target, damage(case, target, rng)))
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here on
-        faulthandler.dump_traceback_later(limit, file=trace)
+        faulthandler.dump_traceback_later(limit / 2, repeat=True, file=trace)
         worst = ("accepted", "")
         for call in TARGETS[target].calls(case):
             found = outcome_of(call)
@@ -568,13 +586,19 @@ class Watch:
 
     def watched(self):
         """The worker's answer, or that it hangs or takes too much memory."""
-        begun = time.monotonic()
+        pid = self.process.pid
+        before = computed(pid)
+        last = time.monotonic()
+        waited = 0.0  # seconds, without those in which a busy machine let it wait
         while not self.connection.poll(0.02):
-            now = memory_of(self.process.pid, "VmRSS")
-            if now > KILL:
-                return "memory", f"{now / 1e6:.0f} MB and growing", now
-            if time.monotonic() - begun > self.limit + 1:
-                return "hang", f"{self.trace()}\nmore than {self.limit:g} s", now
+            now = time.monotonic()
+            waited += 0.0 if runnable(pid) else now - last
+            last = now
+            memory = memory_of(pid, "VmRSS")
+            if memory > KILL:
+                return "memory", f"{memory / 1e6:.0f} MB and growing", memory
+            if waited + computed(pid) - before > self.limit:
+                return "hang", f"{self.trace()}\nmore than {self.limit:g} s", memory
         return self.connection.recv()
 
     def trace(self):

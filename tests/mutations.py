@@ -11,9 +11,7 @@ import struct
 import zipfile
 import zlib
 
-import h5py
 import numpy as np
-import torch
 
 from runs import save_torch
 
@@ -310,6 +308,8 @@ def damage_directory(path, rng):
 
 def odd_tensor(rng):
     """A tensor, or an odd value, in the place of something in a checkpoint."""
+    import torch  # slow to import
+
     kinds = (torch.float32, torch.float64, torch.int64, torch.bool, torch.uint8, torch.bfloat16)
     shape = [int(n) for n in rng.integers(0, 5, rng.integers(4))]
     kind = rng.integers(6)
@@ -326,6 +326,8 @@ def odd_tensor(rng):
 
 def damage_objects(path, rng):
     """Change one entry of what a checkpoint or a state holds, and save it as the project does."""
+    import torch
+
     value = torch.load(path, weights_only=True)
     value, done = change_place(value, rng, odd_tensor)
     save_torch(path, value)
@@ -342,7 +344,9 @@ def damage_chunk(path, rng):
 
 
 def damage_hdf5(path, rng):
-    """Change one array, group, link or attribute of an HDF5 file."""
+    """Change one array, group or link of an HDF5 file."""
+    import h5py
+
     with h5py.File(path, "r+") as file:
         names = []
         file.visit(names.append)

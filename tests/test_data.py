@@ -597,6 +597,56 @@ def test_info_where_nothing_can_be_written(tmp_path):
     refused(lambda: data.info(PUSHT, tmp_path / "f.npz", png), "x.png cannot be written")
 
 
+def test_places_that_cannot_be_looked_at(tmp_path, monkeypatch):
+    """A pipe, a device, a loop of links, 5000 characters: one line each, and no waiting."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, word in (
+        (tmp_path / "pipe", "is a pipe or a device"),
+        ("/dev/zero", "is a pipe or a device"),
+        (tmp_path / "loop", "no such file"),
+        ("x" * 5000, "too long"),
+    ):
+        refused(lambda path=path: data.info(PUSHT, path), word)
+        monkeypatch.setenv("DRIFT_DATA", str(path))
+        refused(lambda: data.load(PUSHT), word)
+    monkeypatch.delenv("DRIFT_DATA")
+    monkeypatch.setenv("DRIFT_CACHE", "x" * 5000)
+    refused(lambda: data.find(PUSHT), "too long")
+
+
+def test_too_large_to_read(tmp_path, monkeypatch):
+    """The arrays of the task, and the index of their windows, count; --max-gb allows more."""
+    path = tmp_path / "x.npz"
+    save_npz(path, **good(), other=np.zeros((1000, 1000)))
+    assert len(data.load(PUSHT, path, max_gb=5e-6)) == 2
+    refused(lambda: data.load(PUSHT, path, max_gb=1e-6), "x.npz declares 2.128e-06 GB", "--max-gb")
+    size = 12 * 16 * 8 / 1e9
+    small = {"keypoint": np.ones((12, 9, 2), "u1"), "state": np.ones((12, 5), "u1")}
+    save_npz(path, **good(obs=None, action=np.ones((12, 2), "u1")), **small)
+    refused(lambda: data.load(PUSHT, path, max_gb=size - 1e-10), "1.536e-06 GB", "windows")
+    assert len(data.load(PUSHT, path, max_gb=size)) == 2
+
+
+def test_info_of_a_bomb(tmp_path, monkeypatch, capsys):
+    """No table of another task is read if they are too large together."""
+    save_npz(tmp_path / "x.npz", a=np.zeros((500, 1000)), b=np.zeros((500, 1000)))
+    data.info(PUSHT, tmp_path / "x.npz", max_gb=0.009)
+    text = capsys.readouterr().out
+    assert "a (500, 1000) float64" in text and text.count("and 900 columns more") == 2
+    refused(lambda: data.info(PUSHT, tmp_path / "x.npz", max_gb=0.007), "declares 0.008 GB", "a, b")
+
+
+def test_info_prints_no_endless_names(tmp_path, capsys):
+    """Of many arrays some are shown, of a long name the ends."""
+    names = {f"{'n' * 3000}{i}": np.zeros(1) for i in range(120)}
+    save_npz(tmp_path / "x.npz", **names)
+    data.info(PUSHT, tmp_path / "x.npz")
+    text = capsys.readouterr().out
+    assert len(text) < 100 * 200 and "and 20 arrays more" in text
+    assert max(map(len, text.splitlines())) < 600
+
+
 # ---- the official data ---------------------------------------------------------------------------
 
 HUMAN = Path(os.environ.get("DRIFT_DATA", "")) / OFFICIAL  # read before the fixture takes it away

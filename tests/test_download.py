@@ -1,14 +1,17 @@
 """download.py: where data is looked for, and downloads from a server of the test's own."""
 
 import dataclasses
+import errno
 import hashlib
 import http.server
 import io
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -22,7 +25,7 @@ from conftest import ROOT
 from download import find
 from envs import TASKS
 from formats import save_npz
-from runs import cli
+from runs import BadInput, cli
 from task import Task
 from test_data import arrays
 from test_formats import refused, write_minari, write_zarr
@@ -132,7 +135,11 @@ def test_find_tells_what_to_do(tmp_path):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves server.content; honours Range if server.ranges; server.cut ends the answer early."""
+    """Serves server.content; honours Range if server.ranges; server.cut ends the answer early.
+
+    server.length: the Content-Length if it is not "", none if it is None. server.leads_to: where
+    the answer leads, if anywhere.
+    """
 
     def do_GET(self):
         server = self.server
@@ -140,6 +147,10 @@ class Server(http.server.BaseHTTPRequestHandler):
         total = len(server.content)
         server.seen.append(asked)
         start = 0
+        if server.leads_to:
+            self.send_response(302)
+            self.send_header("Location", server.leads_to)
+            return self.end_headers()
         if asked and server.ranges:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
         if self.path.endswith("missing"):
@@ -153,9 +164,12 @@ class Server(http.server.BaseHTTPRequestHandler):
         if start:
             first = start + server.shift
             self.send_header("Content-Range", f"bytes {first}-{total - 1}/{total}")
-        self.send_header("Content-Length", str(total - start))
+        if server.length is not None:
+            self.send_header("Content-Length", server.length or str(total - start))
         self.end_headers()
-        return server.sent.append(self.wfile.write(server.content[start : server.cut]))
+        server.sent.append(self.wfile.write(server.content[start : server.cut]))
+        self.wfile.flush()
+        return server.wait and server.wait.wait(60)
 
     def log_message(self, *args):
         pass
@@ -169,6 +183,9 @@ def server():
     s.ranges = True
     s.shift = 0
     s.cut = None
+    s.length = ""
+    s.leads_to = None
+    s.wait = None  # an Event that the answer ends after
     s.content = b""
     s.url = f"http://127.0.0.1:{s.server_port}/pusht.zip"
     options = {"poll_interval": 0.02}
@@ -333,6 +350,164 @@ def test_absurd_and_foreign_zips(tmp_path, server, task, monkeypatch):
 def test_too_many_files(tmp_path, task, monkeypatch):
     monkeypatch.setattr(download, "MAX_FILES", 5)
     refused(lambda: download.download(task, tmp_path / "to"), "would unpack", "5 files")
+
+
+# ---- servers and disks that fail -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "length, cut, words",
+    [
+        ("-5", None, None),
+        (None, None, None),  # then the end of the connection is the end of the archive
+        (str(2**40), None, ["more than 1073741824 bytes", "check the address"]),
+        ("many", None, ["download failed", "ValueError"]),
+        ("100", None, ["not installed", "kept as"]),
+        ("99999", None, ["again to resume", "of 99999 bytes"]),
+        (None, 1000, ["not installed", "kept as"]),
+        ("", 0, ["again to resume", "ended after 0 of"]),
+    ],
+)
+def test_servers_that_are_wrong_about_the_length(tmp_path, server, task, length, cut, words):
+    """One line, and no data that is not whole; the next try may be a good one."""
+    server.length = length
+    server.cut = cut
+    if words:
+        refused(lambda: download.download(task, tmp_path / "to"), *words)
+        assert not (tmp_path / "to" / NAME).exists()
+        part(tmp_path / "to").unlink(missing_ok=True)
+        server.length = ""
+        server.cut = None
+    assert len(data.load(PUSHT, download.download(task, tmp_path / "to"))) == 3
+
+
+def test_a_server_without_an_end(tmp_path, server, task, monkeypatch):
+    """What has come of it is deleted; the next try begins afresh."""
+    monkeypatch.setattr(download, "MAX_BYTES", 500)
+    server.length = None
+    refused(lambda: download.download(task, tmp_path / "to"), "more than 500 bytes")
+    assert part(tmp_path / "to").stat().st_size == 0
+
+
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1:9/x", "data:,x", "//["])
+def test_redirections_that_are_not_followed(tmp_path, server, task, place):
+    server.leads_to = place
+    refused(lambda: download.download(task, tmp_path / "to"), server.url)
+    assert not part(tmp_path / "to").exists()
+
+
+def test_a_redirection_without_end(tmp_path, server, task):
+    server.leads_to = server.url
+    refused(lambda: download.download(task, tmp_path / "to"), "download failed", "HTTPError")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[bad",
+        "http://",
+        "http://127.0.0.1:99999/",
+        "http://a b/",
+        "https://\x1b[2J/",
+        "ftp://x",
+    ],
+)
+def test_addresses_that_are_none(tmp_path, task, url):
+    refused(lambda: download.download(task, tmp_path / "to", url), url)
+
+
+def test_an_endless_address_is_shown_short(tmp_path, task):
+    with pytest.raises(BadInput) as e:
+        download.download(task, tmp_path / "to", "http://" + "x" * 10**6)
+    assert len(str(e.value)) < 1000
+
+
+def test_a_full_disk_is_not_the_archives_fault(tmp_path, task, monkeypatch):
+    """While unpacking or downloading: the part is kept, and the next try goes on with it."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    to = tmp_path / "to"
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extractall", full)
+        refused(lambda: download.download(task, to), "No space left")
+    assert sorted(p.name for p in to.iterdir()) == [".lock", part(to).name]
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "save_answer", full)
+        part(to).unlink()
+        refused(lambda: download.download(task, to), "No space left", "again to resume")
+    assert len(data.load(PUSHT, download.download(task, to))) == 3
+
+
+def test_what_a_killed_download_left_is_deleted(tmp_path, task):
+    to = tmp_path / "to"
+    (to / ".unpackxyz" / "pusht").mkdir(parents=True)
+    (to / "mine").mkdir()
+    download.download(task, to)
+    assert sorted(p.name for p in to.iterdir()) == [".lock", "mine", NAME]
+
+
+def test_two_downloads_at_once(tmp_path, task):
+    """The second says who writes the folder, and changes nothing."""
+    to = tmp_path / "to"
+    to.mkdir()
+    code = f"import runs, sys; lock = runs.Lock({str(to / '.lock')!r}); print('held', flush=True); "
+    command = [sys.executable, "-c", code + "sys.stdin.read()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
+        assert other.stdout.readline() == b"held\n"
+        refused(lambda: download.download(task, to), "is being written by process")
+        assert [p.name for p in to.iterdir()] == [".lock"]
+        other.stdin.close()
+    download.download(task, to)
+
+
+def test_places_that_cannot_be_written(tmp_path, task):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for to in ("x" * 5000, tmp_path / "file", tmp_path / "file" / "x", tmp_path / "pipe"):
+        refused(lambda to=to: download.download(task, to), "cannot write to", str(to))
+    (tmp_path / "to").mkdir()
+    os.mkfifo(part(tmp_path / "to"))
+    refused(lambda: download.download(task, tmp_path / "to"), "is not a file: move it away")
+    part(tmp_path / "to").unlink()
+    part(tmp_path / "to").mkdir()
+    refused(lambda: download.download(task, tmp_path / "to"), "is not a file: move it away")
+    (tmp_path / "to" / NAME).write_text("")
+    refused(lambda: download.download(task, tmp_path / "to"), "move it away")
+
+
+def test_an_interrupted_download_goes_on(tmp_path, server, task):
+    """Ctrl-C while the server makes it wait: one line, exit code 130, what has come is kept."""
+    to = tmp_path / "to"
+    server.length = str(2 * len(server.content))
+    server.wait = threading.Event()
+    command = [sys.executable, ROOT / "data.py", "download", "pusht", "--to", to]
+    environment = {**os.environ, "no_proxy": "*"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--url", server.url], env=environment, **pipes)
+    deadline = time.monotonic() + 120
+    while not (part(to).exists() and part(to).stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    server.wait.set()
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    assert server.content.startswith(part(to).read_bytes())
+    server.wait = None
+    server.length = ""
+    download.download(task, to)
+    assert len(data.load(PUSHT, to)) == 3 and server.seen[-1].startswith("bytes=")
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_are_not_bounded(tmp_path, server, task, kind):
+    """Python unpacks these two a whole block at a time, however large it becomes."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", kind) as z:
+        z.writestr("zeros", bytes(10**6))
+    server.content = (tmp_path / "x.zip").read_bytes()
+    refused(lambda: download.download(task, tmp_path / "to"), "not installed", "not bounded")
 
 
 # ---- Minari --------------------------------------------------------------------------------------
