@@ -32,7 +32,16 @@ import task_clouds
 import task_locomotion
 import task_pusht
 from download import find
-from runs import START_SEEDS, BadInput, Parser, atomic, check_seed, cli, refuse_flags
+from runs import (
+    START_SEEDS,
+    BadInput,
+    Parser,
+    atomic,
+    check_output,
+    check_seed,
+    cli,
+    refuse_flags,
+)
 from task import Chunked, dtype_of
 
 SUITES = (task_pusht, task_locomotion, task_clouds)
@@ -433,13 +442,15 @@ def main():
     if not args.task:
         refuse_flags(args, ("png", "seed"), "the list of tasks (no --task)")
         return list_tasks()
-    png = args.png or f"{args.task}.png"
+    task = task_named(args.task)
+    args.png = args.png or f"{args.task}.png"
+    check_output(args, "png")
     if args.seed is None:
         args.seed = 100_000
     check_seed(args, "seed", below=START_SEEDS)
-    figure = what_the_policy_sees(task_named(args.task), args.seed)
-    atomic(png, lambda f: figure.savefig(f, format="png", dpi=100))
-    return print(f"drawn: {png}")
+    figure = what_the_policy_sees(task, args.seed)
+    atomic(args.png, lambda f: figure.savefig(f, format="png", dpi=100))
+    return print(f"drawn: {args.png}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def claimed(args, ranks):
         yield
         return
     out = Path(args.out)
-    new = not out.exists()
+    new = not os.path.exists(out)
     with claim(args):
         try:
             yield
