@@ -1,10 +1,13 @@
 """ranks.py: two processes of torchrun take the gradients and make the updates of one.
 
-One torchrun computes all gradients; the others kill it and go on.
+One torchrun takes all gradients and makes whole runs of both stages; others are killed and resumed.
 """
 
 import contextlib
+import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +17,13 @@ import pytest
 import torch
 
 import dbp_train
+import dbpo_ppo
 from conftest import ROOT, write_demos
 from ranks import ALONE, Ranks, of_torchrun
-from runs import BadInput, load_torch
+from runs import BadInput, load_torch, read_log
+from test_dbpo import same_training as same_stage_2
+from test_dbpo_loss import make_policy
+from test_train import same_training as same_stage_1
 
 SMALL = "--dims 8 16 --episodes 1 --device cpu --one-process --save-every 0 --threads 1".split()
 
@@ -105,17 +112,19 @@ CASES = {
     "bc": "--batch 7 --method bc",
 }
 
-# What torchrun starts: the gradients of the second step of each case, and what ranks.py gives.
-GRADIENTS = """
+# What torchrun starts: what ranks.py gives, the gradients of each case, and whole runs.
+PROGRAM = """
+import contextlib
 import json
 import sys
 
+import pytest
 import torch
 
 import test_ranks
-from ranks import of_torchrun
+from ranks import Ranks, of_torchrun
 
-folder, cases = sys.argv[1], json.loads(sys.argv[2])
+folder, cases, runs = sys.argv[1], *map(json.loads, sys.argv[2:])
 args = test_ranks.parsed(folder)
 ranks = of_torchrun(args)
 found = {}
@@ -124,14 +133,22 @@ with ranks.joined(args.device):
         args = test_ranks.parsed(folder, *flags.split())
         with test_ranks.float64():
             found[name] = test_ranks.gradients(args, ranks)
-    found["float32"] = test_ranks.gradients(test_ranks.parsed(folder, "--batch", "8"), ranks)
-    rows = ranks.share(torch.arange(10).view(5, 2))
-    found["whole"] = ranks.whole(rows, 5)
-    found["gathered"] = ranks.gathered(ranks.share(["a", "b", "c", "d", "e"]))
-    found["largest"] = ranks.largest(torch.tensor([1.0, 2.0]) * (ranks.rank or -1))
-    found["any"] = [ranks.any(False), ranks.any(ranks.rank == 1)]
-    found["agreed"] = ranks.agreed(7 + ranks.rank)
-torch.save(found, f"{folder}/rank{ranks.rank}.pt")
+    if cases:
+        args = test_ranks.parsed(folder, "--batch", "8")
+        found["float32"] = test_ranks.gradients(args, ranks)
+        rows = ranks.share(torch.arange(10).view(5, 2))
+        found["whole"] = ranks.whole(rows, 5)
+        found["gathered"] = ranks.gathered(ranks.share(["a", "b", "c", "d", "e"]))
+        found["largest"] = ranks.largest(torch.tensor([1.0, 2.0]) * (ranks.rank or -1))
+        found["any"] = [ranks.any(False), ranks.any(ranks.rank == 1)]
+        found["agreed"] = ranks.agreed(7 + ranks.rank)
+        torch.save(found, f"{folder}/rank{ranks.rank}.pt")
+    patch = pytest.MonkeyPatch()
+    test_ranks.quick(patch)
+    test_ranks.kill_second_process(patch)
+    patch.setattr(Ranks, "joined", lambda ranks, device: contextlib.nullcontext())  # they have
+    for stage, out, flags in runs:
+        test_ranks.train(folder, stage, out, *flags)
 """
 
 
@@ -167,34 +184,84 @@ def gradients(args, ranks):
     return {"grads": grads, "figures": sums}
 
 
-def torchrun(script, *argv, world=2):
-    """The command of a script in two processes."""
+STAGE_1 = "--steps 120 --dims 8 16 --batch 7 --warmup 20 --lr 2e-3".split()
+STAGE_2 = (
+    "--num-iterations 3 --num-envs 3 --num-steps 40 --minibatch-size 17 --critic-warmup 0".split()
+)
+STAGE_2 += "--critic-minibatch-size 14 --critic-epochs 2 --update-epochs 2 --eval-every 0".split()
+SHARED = "--episodes 1 --device cpu --one-process --save-every 0 --threads 1".split()
+
+
+def train(folder, stage, out, *flags):
+    """A whole run in this process, of Stage 1 or 2; see `quick` for what is left out of it."""
+    if stage == 1:
+        flags = [*STAGE_1, "--data", f"{folder}/d.npz", *SHARED, *flags]
+        dbp_train.train(dbp_train.parse([*flags, "--out", f"{folder}/{out}"]))
+    else:
+        flags = [*STAGE_2, "--init", f"{folder}/init.pt", *SHARED, *flags]
+        dbpo_ppo.train(dbpo_ppo.parse([*flags, "--out", f"{folder}/{out}"]))
+
+
+def quick(patch):
+    """No pictures, and an evaluation that costs nothing. patch: a MonkeyPatch."""
+    for trainer in (dbp_train, dbpo_ppo):
+        patch.setattr(trainer, "evaluate", lambda *args, **kw: (SCORE, None))
+        patch.setattr(trainer, "curves", lambda *args, **kw: None)
+    patch.setattr(dbp_train, "hypotheses_figure", lambda *args: None)
+
+
+SCORE = {
+    "score": 0.5,
+    "score_95": (0.4, 0.6),
+    "success": 0.1,
+    "success_95": (0.0, 0.2),
+    "episodes": 1,
+    "seconds": 1.0,
+    "network_s": 0.5,
+    "network_ms": 1.0,
+}
+
+
+def kill_second_process(patch):
+    """Let the second process kill itself at the call KILL_AT of a step or of an iteration."""
+    calls = []
+
+    def deadly(real):
+        def call(*args):
+            calls.append(1)
+            if len(calls) == int(os.environ["KILL_AT"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args)
+
+        return call
+
+    if "KILL_AT" in os.environ and os.environ["RANK"] == "1":
+        patch.setattr(dbp_train.Training, "gradients", deadly(dbp_train.Training.gradients))
+        patch.setattr(dbpo_ppo, "advantages", deadly(dbpo_ppo.advantages))
+
+
+def torchrun(folder, *, cases=None, runs=(), kill_at=None):
+    """PROGRAM in two processes. It must succeed, unless one of them is killed."""
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return list(map(str, [*command, "--nproc-per-node", world, script, *argv]))
-
-
-def environment():
-    """In which torchrun's processes find this project and its tests."""
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-
-
-def finished(command):
-    """Run a command to its end; it must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment())
-    assert done.returncode == 0, done.stderr
-    return done
+    command += ["--nproc-per-node", 2, script, folder, json.dumps(cases or {}), json.dumps(runs)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    if kill_at:
+        environment["KILL_AT"] = str(kill_at)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert (done.returncode == 0) == (kill_at is None), done.stderr
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What each of two processes found, and the folder of their demonstrations."""
-    import json
-
+    """What each of two processes found, and the folder of their runs r1 and r2."""
     folder = tmp_path_factory.mktemp("ranks")
     write_demos(folder / "d.npz", lengths=(25, 24))
-    script = folder / "gradients.py"
-    script.write_text(GRADIENTS)
-    finished(torchrun(script, folder, json.dumps(CASES)))
+    make_policy().save(folder / "init.pt")
+    torchrun(folder, cases=CASES, runs=[(1, "r1", []), (2, "r2", [])])
     return folder, [load_torch(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
@@ -248,3 +315,61 @@ def test_what_two_processes_tell_each_other(both):
         assert found["gathered"] == ["a", "b", "c", "d", "e"]
         assert found["largest"].tolist() == [1, 2]
         assert found["any"] == [False, True] and found["agreed"] == 7
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+
+def moved(out, start):
+    """How far the weights of a run's ckpt.pt are from those of another file, as one vector."""
+    before = load_torch(start)["weights"]
+    after = load_torch(out / "ckpt.pt")["weights"]
+    return torch.cat([(after[name] - y).flatten() for name, y in before.items()])
+
+
+def same_figures(a, b):
+    """Assert that two logs of Stage 2 tell the same, up to rounding that three updates enlarge."""
+    rows = [[r for r in read_log(out) if "kl" in r] for out in (a, b)]
+    assert len(rows[0]) == len(rows[1]) == 3
+    for x, y in zip(*rows):
+        for name in ("return", "explained", "kl", "clipped", "sigma", "anchor", "value_loss"):
+            assert x[name] == pytest.approx(y[name], rel=1e-2, abs=1e-4), name
+
+
+@needs_sockets
+def test_two_processes_make_the_updates_of_one(both, monkeypatch):
+    """Stage 2: three simulators, of which one process has two; last minibatches of one row."""
+    folder, _ = both
+    quick(monkeypatch)
+    train(folder, 2, "one")
+    one = moved(folder / "one", folder / "init.pt")
+    two = moved(folder / "r2", folder / "init.pt")
+    assert (two - one).norm() < 1e-3 * one.norm()  # measured: 4e-5
+    states = [load_torch(folder / out / "state.pt") for out in ("one", "r2")]
+    assert states[0]["episodes"]["seeds"].tolist() == states[1]["episodes"]["seeds"].tolist()
+    for name, value in states[0]["critic"].items():
+        torch.testing.assert_close(states[1]["critic"][name], value, rtol=1e-3, atol=1e-4)
+    same_figures(folder / "one", folder / "r2")
+
+
+@needs_sockets
+def test_killed_processes_go_on(both, monkeypatch):
+    """One of two is killed, and the other ends; resumed, all is bit for bit as without the kill.
+
+    One process can go on with what two have begun.
+    """
+    folder, _ = both
+    torchrun(folder, runs=[(1, "k1", [])], kill_at=80)
+    torchrun(folder, runs=[(2, "k2", [])], kill_at=3)
+    assert load_torch(folder / "k1" / "state.pt")["step"] == 50
+    assert load_torch(folder / "k2" / "state.pt")["iteration"] == 2
+    shutil.copytree(folder / "k2", folder / "alone")
+    torchrun(folder, runs=[(1, "k1", ["--resume"]), (2, "k2", ["--resume"])])
+    same_stage_1(folder / "r1", folder / "k1")
+    same_stage_2(folder / "r2", folder / "k2")
+
+    quick(monkeypatch)
+    train(folder, 2, "alone", "--resume")
+    same_figures(folder / "alone", folder / "r2")
+    apart = moved(folder / "alone", folder / "r2" / "ckpt.pt")
+    assert apart.norm() < 1e-3 * moved(folder / "r2", folder / "init.pt").norm()
