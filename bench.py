@@ -24,7 +24,7 @@ import torch
 
 from baselines import prepare, start, time_dim
 from drift import chunk_loss
-from envs import TASKS, make_env, task_named, tied
+from envs import TASKS, make_env, task_named
 from evaluate import count_calls
 from policy import Policy
 from runs import (
@@ -36,6 +36,7 @@ from runs import (
     check_output,
     cli,
     read_log,
+    tied,
     versions,
 )
 from unet import UNet1d
@@ -346,7 +347,7 @@ def stage2_run(args, init, out, calls):
         flags.append("--one-process")
     code = f"import bench, runs; runs.cli(lambda: bench.stage2({calls}))"
     command = [sys.executable, "-c", code, *map(str, flags)]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, **tied())
     if done.returncode:
         raise BadInput(f"dbpo_ppo.py failed: {last_line(done.stderr)}")
     ran_with = json.loads((out / "flags.json").read_text())["flags"]

@@ -8,12 +8,10 @@ lines below. Simulators are imported when an environment is made, so a task whos
 is no hindrance to the others.
 """
 
-import startup  # noqa: F401 - first, see there
+import startup
 
 import contextlib
-import ctypes
 import difflib
-import functools
 import multiprocessing
 import os
 import signal
@@ -41,6 +39,7 @@ from runs import (
     check_seed,
     cli,
     refuse_flags,
+    tied,
 )
 from task import Chunked, dtype_of
 
@@ -99,27 +98,6 @@ def plain(value):
 # ---- processes that work for this one -----------------------------------------------------------
 
 
-def end_with(parent):
-    """Have the system kill this process once the process `parent`, which started it, has ended.
-
-    parent: its process id, read before the start. In `parent` itself nothing is done. Nor is it on
-    other systems than Linux: there a process whose parent was killed lives on.
-    """
-    if sys.platform != "linux" or os.getpid() == parent:
-        return
-    PR_SET_PDEATHSIG = 1  # of prctl.h
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the system knew, which would not tell any more
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def tied():
-    """What `subprocess` takes so that a program ends with this process, see end_with."""
-    if sys.platform != "linux":
-        return {}
-    return {"preexec_fn": functools.partial(end_with, os.getpid())}
-
-
 def run_program(command):
     """Run a program to its end -> its exit code. It ends with this process.
 
@@ -160,7 +138,7 @@ def worker_pool(n):
     them was killed by somebody else.
     """
     context = multiprocessing.get_context(FORK)
-    pool = ProcessPoolExecutor(n, context, initializer=end_with, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(n, context, initializer=startup.end_with, initargs=(os.getpid(),))
     with no_interrupts():
         pool.submit(os.getpid)  # starts the processes
         workers = list(pool._processes.values())
@@ -209,7 +187,7 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
 
     def maker(film):
         def make():
-            end_with(parent)
+            startup.end_with(parent)
             return Chunked(
                 make_env(task),
                 T_o or task.T_o,

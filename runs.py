@@ -16,6 +16,7 @@ import contextlib
 import csv
 import ctypes
 import errno
+import functools
 import importlib.metadata
 import inspect
 import io
@@ -546,6 +547,16 @@ def parsed_row(line):
         return None
     numbers = isinstance(row, dict) and all(type(v) in (int, float) for v in row.values())
     return row if numbers and type(row.get("step")) is int else None
+
+
+# ---- processes that work for another one ---------------------------------------------------------
+
+
+def tied():
+    """What `subprocess` takes so that a program ends with this process, see startup.py."""
+    if sys.platform != "linux":
+        return {}
+    return {"preexec_fn": functools.partial(startup.end_with, os.getpid())}
 
 
 # ---- numbers that are not finite -----------------------------------------------------------------

@@ -1,10 +1,12 @@
-"""Ctrl-C while a script is still importing: one line and exit code 130, as `runs.cli` ends later.
+"""What a script does first, before it imports what takes seconds.
 
-Scripts import this file first, before what takes seconds. Otherwise such an interrupt would be a
-traceback of the libraries that were being imported, or be swallowed by one of them. Nothing is done
-where no script of this project is the program that runs.
+Ctrl-C is from now on one line and exit code 130, as `runs.cli` ends later: otherwise it would be a
+traceback of the libraries that were being imported, or be swallowed by one of them. And a process
+that torchrun started ends with torchrun. Nothing is done where no script of this project is the
+program that runs.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -29,5 +31,21 @@ def raise_again():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def end_with(parent):
+    """Have the system kill this process once the process `parent`, which started it, has ended.
+
+    parent: its process id, read before the start. In `parent` itself nothing is done. Nor is it on
+    other systems than Linux: there a process whose parent was killed lives on.
+    """
+    if sys.platform != "linux" or os.getpid() == parent:
+        return
+    PR_SET_PDEATHSIG = 1  # of prctl.h
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the system knew, which would not tell any more
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if is_script() and "TORCHELASTIC_RUN_ID" in os.environ:
+    end_with(os.getppid())
 if is_script() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end)

@@ -5,9 +5,9 @@
 
 Each case is a small run of a tool. It is run once to its end; then, for each moment, it is started
 in a folder of its own, killed by SIGKILL, and resumed or started again. Of a tool with worker
-processes the parent alone is killed; under torchrun all processes are. Asked is that
+processes the parent alone is killed, and torchrun alone of what it starts. Asked is that
 
-- no worker lives on,
+- no process that it started lives on,
 - nothing under a final name is half written,
 - what stands there in the end equals the unharmed run bit for bit: weights, optimiser, log rows but
   for times, arrays, scores, table rows but for times and dates, and no temporary file is left.
@@ -15,6 +15,7 @@ processes the parent alone is killed; under torchrun all processes are. Asked is
 A table is printed, and the exit code is 1 if anything failed. Linux only (/proc).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -52,7 +53,8 @@ TIMES = {
     *("minutes", "seconds", "sim_s", "rollout_s", "update_s", "steps_per_s", "simulator_s"),
     *("network_s", "network_ms", "act_ms", "date", "commit", "machine", "flags", "sha256", "ckpt"),
 }
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}|\.unpack.*")
+MARK = "KILLS_MARK"  # the environment variable by which processes are found again
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}|\.unpack.*|\.ckpt-.*")
 PATIENCE = 300  # seconds that a run may take
 GRACE = 5  # seconds in which workers must have ended
 
@@ -151,7 +153,6 @@ class Case:
 
     command: Callable
     resumes: bool = False  # --resume is given where there is a state.pt
-    ranks: bool = False  # under torchrun: all processes are killed, not the first alone
     needs: str = None  # a package, without which the case is left out
     once: str = None  # a file that says that nothing is left to do
 
@@ -176,7 +177,7 @@ def torchrun(script, *flags):
     return [*run, ROOT / script, *flags]
 
 
-SAVES = ("--save-every", 1, "--threads", 1, "--device", "cpu")
+SAVES = ("--save-every", 0, "--threads", 1, "--device", "cpu")
 
 
 def stage1(start):
@@ -248,9 +249,11 @@ def reproduction(inputs, out):
 
 CASES = {
     "Stage 1": Case(stage1(python), resumes=True),
-    "Stage 1, torchrun": Case(stage1(torchrun), resumes=True, ranks=True),
+    "Stage 1, torchrun": Case(stage1(torchrun), resumes=True),
     "Stage 2": Case(stage2(python, "--one-process"), resumes=True),
     "Stage 2, workers": Case(stage2(python), resumes=True),
+    "Stage 2, torchrun": Case(stage2(torchrun, "--one-process"), resumes=True),
+    "Stage 2, torchrun, workers": Case(stage2(torchrun), resumes=True),
     "collection": Case(collection, needs="metaworld", once="x.npz"),
     "evaluation": Case(evaluation),
     "evaluation, video": Case(video),
@@ -327,22 +330,23 @@ def prepare(inputs):
 # ---- running and killing -------------------------------------------------------------------------
 
 
-def start(line, log):
-    """Start a command in a session of its own; what it prints goes to the file `log`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "no_proxy": "*"}
+def start(line, log, mark):
+    """Start a command; what it prints goes to the file `log`.
+
+    mark: a text by which it and all that it starts are found again.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "no_proxy": "*", MARK: mark}
     with open(log, "ab") as file:
-        return subprocess.Popen(
-            line, stdout=file, stderr=file, env=environment, start_new_session=True
-        )
+        return subprocess.Popen(line, stdout=file, stderr=file, env=environment)
 
 
-def finish(line, log):
+def finish(line, log, mark):
     """Run a command to its end. Returns what is wrong, or None."""
-    p = start(line, log)
+    p = start(line, log, mark)
     try:
         code = p.wait(PATIENCE)
     except subprocess.TimeoutExpired:
-        os.killpg(p.pid, signal.SIGKILL)
+        end(mark)
         p.wait()
         return f"not ended after {PATIENCE} s"
     return f"exit code {code}: {tail(log)}" if code else None
@@ -355,44 +359,52 @@ def tail(log):
     return " | ".join(told) or (lines[-1] if lines else "nothing was printed")
 
 
-def alive(session):
-    """The processes of a session that have not ended."""
+def alive(mark):
+    """The processes that a marked one started, and itself, that have not ended."""
+    wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue  # it has just ended
-            if int(fields[3]) == session and fields[0] != "Z":
+                ours = wanted in (folder / "environ").read_bytes().split(b"\0")
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:  # it has just ended, or is another user's
+                continue
+            if ours and state != "Z":
                 found.append(int(folder.name))
     return found
 
 
-def workers_left(session, grace=GRACE):
-    """How many processes of a session have not ended after `grace` seconds; they are ended then."""
+def end(mark):
+    """Kill all marked processes, and wait until they have ended."""
+    while pids := alive(mark):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def workers_left(mark, grace=GRACE):
+    """How many marked processes have not ended after `grace` seconds; they are ended then."""
     deadline = time.monotonic() + grace
-    while alive(session) and time.monotonic() < deadline:
+    while alive(mark) and time.monotonic() < deadline:
         time.sleep(0.02)
-    left = alive(session)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    while alive(session):
-        time.sleep(0.02)
-    return len(left)
+    left = len(alive(mark))
+    end(mark)
+    return left
 
 
 def reference(case, inputs, out, log):
     """Run a case unharmed -> seconds until it wrote anything, seconds in all, its result."""
     begun = time.monotonic()
     first = math.inf
-    p = start(case.line(inputs, out), log)
+    p = start(case.line(inputs, out), log, str(out))
     while p.poll() is None:
         if any(out.iterdir()):
             first = min(first, time.monotonic() - begun)
         time.sleep(0.01)
         if time.monotonic() - begun > PATIENCE:
-            os.killpg(p.pid, signal.SIGKILL)
+            end(str(out))
             raise BadInput(f"the unharmed run did not end in {PATIENCE} s")
     if p.returncode:
         raise BadInput(f"the unharmed run failed: {tail(log)}")
@@ -401,16 +413,14 @@ def reference(case, inputs, out, log):
 
 def killed(case, inputs, out, log, moment):
     """Start a case and kill it after `moment` seconds. Returns the number of workers left."""
-    p = start(case.line(inputs, out), log)
+    mark = str(out)
+    p = start(case.line(inputs, out), log, mark)
     try:
         p.wait(moment)
     except subprocess.TimeoutExpired:
-        if case.ranks:
-            os.killpg(p.pid, signal.SIGKILL)
-        else:
-            p.kill()
+        p.kill()
         p.wait()
-    return workers_left(p.pid)
+    return workers_left(mark)
 
 
 def try_case(name, case, inputs, work, moments, seed):
@@ -435,7 +445,7 @@ def try_case(name, case, inputs, work, moments, seed):
         found = [f"{left} workers left"] if left else []
         found += [f"half written: {text}" for text in half_written(out)]
         line = case.line(inputs, out)
-        failed = finish(line, log) if line else None
+        failed = finish(line, log, str(out)) if line else None
         found += [failed] if failed else differences(wanted, result(out))
         equal += not found
         wrong += [f"{name}, killed after {moment:.2f} s: {text}" for text in found]

@@ -1,8 +1,8 @@
 """tests/kills.py: what it compares by notices a difference, and what a kill leaves half written."""
 
 import copy
-import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 
 from bench import make_policy
 from formats import save_npz
-from kills import alive, differences, half_written, result, workers_left
+from kills import alive, differences, half_written, result, start, workers_left
 from runs import atomic, load_torch, save_torch
 
 FOUND = {
@@ -77,15 +77,14 @@ def test_what_a_kill_may_leave(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the harness reads /proc")
-def test_a_worker_that_lives_on_is_found():
+def test_a_worker_that_lives_on_is_found(tmp_path):
     """And is ended."""
     code = "import os, time; print(os.fork(), flush=True); time.sleep(60)"
-    p = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    p.stdout.readline()
-    assert len(alive(p.pid)) == 2
+    p = start([sys.executable, "-c", code], tmp_path / "log", str(tmp_path))
+    while len(alive(str(tmp_path))) < 2:
+        assert p.poll() is None
+        time.sleep(0.01)
     p.kill()
     p.wait()
-    assert workers_left(p.pid, grace=0.2) == 1
-    assert alive(p.pid) == []
+    assert workers_left(str(tmp_path), grace=0.2) == 1
+    assert alive(str(tmp_path)) == []

@@ -1,4 +1,4 @@
-"""startup.py: Ctrl-C while a script imports its libraries is one line and exit code 130."""
+"""startup.py: Ctrl-C while a script imports its libraries, and the end of torchrun."""
 
 import os
 import signal
@@ -38,6 +38,22 @@ def test_ctrl_c_while_importing(tmp_path, script):
     finally:
         p.kill()
     assert (p.returncode, err) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of a parent's end")
+def test_a_process_of_torchrun_ends_with_it(tmp_path):
+    """From its first moments on, in which it imports its libraries."""
+    (tmp_path / "numpy.py").write_text(SLOW)
+    code = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    torchrun = subprocess.Popen(
+        [sys.executable, "-c", code, sys.executable, ROOT / "dbp_train.py"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "TORCHELASTIC_RUN_ID": "x"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert torchrun.stdout.readline() == "importing\n"
+    torchrun.kill()
+    torchrun.communicate(timeout=30)  # which lasts until both have closed their output
 
 
 def test_nothing_is_done_where_another_program_runs():
