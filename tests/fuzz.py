@@ -14,6 +14,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from runs import BadInput, Lock, Parser, above_zero, check_folder, check_seed, c
 ROOT = Path(__file__).parents[1]
 MEMORY = 10**9  # bytes that a worker may have, with all that it has imported
 KILL = 2 * MEMORY  # at which it is ended while it still works
+KEPT = 3  # failures of one kind whose files are kept
 ADVICE = ("allow_pickle", "weights_only", "unsafe", "fully trust")  # of libraries: load it anyway
 OUTCOMES = ("accepted", "refused", "advice", "traceback", "crash", "hang", "memory")
 FAILURES = OUTCOMES[2:]
@@ -437,15 +439,28 @@ def outcome_of(call):
         while chain is not None and not isinstance(chain, MemoryError):
             chain = chain.__cause__ or chain.__context__
         if chain is not None:
-            return "memory", traceback.format_exc()
+            return "memory", told(e)
         if any(word in str(e) for word in ADVICE):
-            return "advice", traceback.format_exc()
+            return "advice", told(e)
         return "refused", str(e)
-    except MemoryError:
-        return "memory", traceback.format_exc()
-    except (Exception, SystemExit):
-        return "traceback", traceback.format_exc()
+    except MemoryError as e:
+        return "memory", told(e)
+    except (Exception, SystemExit) as e:
+        return "traceback", told(e)
     return "accepted", ""
+
+
+def told(e):
+    """The traceback of an error, and last its first line alone."""
+    first = str(e).strip().split("\n")[0]
+    return f"{traceback.format_exc()}\n{type(e).__name__}: {first[:150]}"
+
+
+def line_of(words, outcome):
+    """The line of the project that a failure was in, as policy.py:97, from its traceback."""
+    found = re.findall(rf'File "{re.escape(str(ROOT))}/(\w+\.py)", line (\d+)', words)
+    newest_first = outcome in ("crash", "hang")  # as faulthandler writes them
+    return ":".join(found[0 if newest_first else -1]) if found else ""
 
 
 def memory_of(pid, what):
@@ -537,6 +552,7 @@ class Watch:
         self.process = None
         self.counts = collections.defaultdict(collections.Counter)  # target -> outcome -> cases
         self.peaks = collections.Counter()  # target -> bytes
+        self.kinds = collections.defaultdict(list)  # target, outcome, line -> numbers of its cases
 
     def start(self):
         """Start a worker. Raises BadInput if it does not take the undamaged files."""
@@ -579,9 +595,12 @@ class Watch:
         if outcome in ("crash", "hang", "memory"):
             self.stop()
         if outcome in FAILURES:
-            place = self.keep(number, target, outcome, f"{done}\n\n{words}\n")
-            last = words.strip().splitlines()[-1][:200] if words.strip() else ""
-            print(f"case {number}: {outcome}: {target}: {done[:200]}: {last}  {place}", flush=True)
+            kind = (target, outcome, line_of(words, outcome))
+            self.kinds[kind].append(number)
+            last = words.strip().split("\n")[-1]
+            print(f"case {number}: {' '.join(kind)}: {done[:150]}: {last[:200]}", flush=True)
+            if len(self.kinds[kind]) <= KEPT:
+                self.keep(number, target, outcome, f"{done}\n\n{words}\n")
         return outcome, f"{target}: {done}: {words}"
 
     def watched(self):
@@ -612,14 +631,16 @@ class Watch:
         shutil.copytree(self.folder / "files" / target, place)
         damage(place, target, case_of(self.seed, number, self.targets)[1])
         (place / "outcome.txt").write_text(words, errors="backslashreplace")
-        return place
 
     def summary(self):
-        """The table of outcomes: one row a target."""
+        """The table of outcomes, one row a target; then the kinds of failures, one a line."""
         lines = [f"{'':10}" + "".join(f"{name:>10}" for name in (*OUTCOMES, "peak MB"))]
         for target, row in self.counts.items():
             cells = "".join(f"{row[name]:10d}" for name in OUTCOMES)
             lines.append(f"{target:10}{cells}{self.peaks[target] / 1e6:10.0f}")
+        for kind, cases in sorted(self.kinds.items()):
+            shown = ", ".join(map(str, cases[:KEPT])) + (", ..." if len(cases) > KEPT else "")
+            lines.append(f"{' '.join(kind)}: {len(cases)} cases ({shown})")
         return "\n".join(lines)
 
     def failures(self):
@@ -675,6 +696,7 @@ def numbers(args):
 def main(argv=None):
     """Try cases, print each failure and a table at the end; exit code 1 if there is a failure."""
     args = parse(argv)
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     with Lock(out / ".lock"):
