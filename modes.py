@@ -14,7 +14,7 @@ import torch
 from baselines import LOSSES, STEPS, prepare, start, time_dim
 from beyond import spread_outputs
 from drift import chunk_loss
-from formats import refusing
+from formats import read_npz, refusing
 from policy import Policy
 from runs import BadInput, atomic
 from task_pusht import pusht_obs
@@ -182,13 +182,14 @@ def load_plans(path):
     """Read a file of save_plans() -> found, float32. Raises BadInput if it is not one."""
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file; python reproduce.py multimodal writes it")
-    found = {}
     wrong = f"{path} is not a file of plans: write it again by python reproduce.py multimodal"
-    with refusing(wrong), np.load(path, allow_pickle=False) as file:
-        for name in file.files:
+    arrays = read_npz(Path(path))
+    found = {}
+    with refusing(wrong):
+        for name in arrays:
             method, _, task = name.rpartition("_")
             if task == "fork":
-                pair = (file[name], file[f"{method}_pusht"])
+                pair = (arrays[name], arrays[f"{method}_pusht"])
                 found[method] = tuple(array.astype(np.float32) for array in pair)
     if not found:
         raise BadInput(wrong)

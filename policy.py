@@ -232,7 +232,7 @@ class Policy(nn.Module):
             raise BadInput(f"{path} lacks weights, ema or flags: take another checkpoint")
         with torch.device("meta"):  # as large as it claims to be, but without memory
             claimed = cls(state["shape"]).state_dict()
-        check_weights({**averaged, **weights}, claimed, path)
+        check_weights(weights, claimed, path)
         check_weights({**weights, **averaged}, claimed, path)
         policy = cls(state["shape"])
         policy.load_state_dict({**weights, **(averaged if ema else {})})

@@ -52,6 +52,8 @@ def read(path):
     """
     if not Path(path).exists():
         return []
+    if not Path(path).is_file():
+        raise BadInput(f"{path} is not a table, and not a file: {CURE}")
     try:
         with open(path, newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file, strict=True)
@@ -113,6 +115,8 @@ class Results:
         """The object in one of its JSON files. Raises BadInput if it is missing or damaged."""
         path = self.folder / name
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("not a file")
             return json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as e:
             wrong = "is damaged" if path.exists() else "is missing"

@@ -205,21 +205,22 @@ def read_ckpt(folder):
 def read_state1(folder):
     """What dbp_train.py does with --resume, up to the step that it goes on from."""
     import dbp_train
+    from ranks import ALONE
+    from saves import Interrupts
 
     tiny = folder.parent / "files" / "tiny"
 
     def resume():
         args = dbp_train.parse([*run_flags(tiny, 1, folder / "run"), "--resume"])
         task = dbp_train.resolve(args)
-        windows, policy, ema, opt, memory, state = dbp_train.setup(args, task)
-        budget = dbp_train.Budget(args, 5, state, 1)
-        report = dbp_train.Report(args, task, windows, policy, ema, opt, memory, budget, state)
+        training = dbp_train.Training(args, task, ALONE)
+        report = dbp_train.Report(training, Interrupts())
         report.bar.close()
-        budget.more(state["step"])
-        still(policy)
-        opt.step()
-        report.snapshot(state["step"])
-        report.save(state["step"])
+        training.budget.more(training.step)
+        still(training.policy)
+        training.opt.step()
+        report.snapshot()
+        report.save({})
         report.run.close()
 
     yield resume
@@ -228,13 +229,14 @@ def read_state1(folder):
 def read_state2(folder):
     """What dbpo_ppo.py does with --resume, up to the iteration that it goes on from."""
     import dbpo_ppo
+    from ranks import ALONE
 
     tiny = folder.parent / "files" / "tiny"
 
     def resume():
         args = dbpo_ppo.parse([*run_flags(tiny, 2, folder / "run"), "--resume"])
         policy, task = dbpo_ppo.resolve(args)
-        run = dbpo_ppo.Training(args, policy, task)
+        run = dbpo_ppo.Training(args, policy, task, ALONE)
         with contextlib.closing(run.sims.env):
             run.bar.close()
             for module, opt in ((run.critic, run.opt_critic), (run.actor, run.opt_actor)):
@@ -272,7 +274,7 @@ def read_logs(folder):
 
     def finished():
         log = reproduce.finished("dbpo_ppo.py", out)
-        reproduce.log_minutes(log)
+        reproduce.values(log, "minutes")
         reproduce.add_curve(folder / "curve.csv", "run", log)
 
     def go_on():
@@ -310,7 +312,7 @@ def read_tables(folder):
     for path in folder.glob("*.csv"):
         yield functools.partial(tables.read, path)
     yield lambda: reproduce.main(["list", "--results", str(folder)])
-    yield lambda: tables.merge(folder / "pusht_methods.csv", row, ("setting", "seed"))
+    yield lambda: tables.merge(folder / "pusht_methods.csv", [row], ("setting", "seed"))
     yield lambda: modes.load_plans(folder / "multimodal_plans.npz")
     figure = list(plots.FIGURES.values())[hash_of(folder) % len(plots.FIGURES)]
     yield lambda: figure.save(results, folder / "x.png")
