@@ -2,8 +2,8 @@
 
   flags.json   every flag, the command line, the commit, the package versions, the machine
   log.jsonl    one object a line: {"step": ..., "loss": ...}; log.csv holds the same as a table
-  state.pt     all that --resume needs, replaced atomically
   ckpt.pt      the policy (policy.py), replaced atomically
+  state.pt     what --resume needs beside it, replaced atomically (saves.py)
   .lock        held by the process that writes the folder
 
 The command draws the scores of runs. Seeds of one setting are drawn together.
@@ -642,18 +642,17 @@ def claim(args):
     return lock
 
 
-def load_state(args, device, needs, free, *, weights=()):
+def load_state(args, device, needs, free):
     """state.pt of the run folder, for --resume.
 
-    needs: keys that it must have; weights: further ones, of state_dicts. Raises BadInput without
-    them, if weights are not finite, and if a flag differs from the one that the run was begun with,
-    except for the flags named in `free`.
+    needs: keys that it must have. Raises BadInput without them, and if a flag differs from the one
+    that the run was begun with, except for the flags named in `free`.
     """
     path = Path(args.out) / "state.pt"
     if not path.is_file():
         raise BadInput(f"{path}: there is no run to go on with: leave out --resume")
     state = load_torch(path, device)
-    if not isinstance(state, dict) or not {"flags", *needs, *weights} <= set(state):
+    if not isinstance(state, dict) or not {"flags", *needs} <= set(state):
         raise BadInput(
             f"{args.out}/state.pt is not the state of a run of this version: "
             "begin in another folder with --out"
@@ -664,12 +663,6 @@ def load_state(args, device, needs, free, *, weights=()):
             raise BadInput(
                 f"{args.out} was begun with {spelled(name)} {was}, not {now}: "
                 "resume with the same flags, or begin in another folder with --out"
-            )
-    for name in weights:
-        if not_finite(state[name]):
-            raise BadInput(
-                f"{args.out}/state.pt has numbers in {name!r} that are not finite: "
-                "begin in another folder with --out"
             )
     return state
 

@@ -1013,7 +1013,7 @@ def files_of(folder):
         ("--success-bonus -1", "--success-bonus must not be below 0"),
         ("--nonsense", "--nonsense"),
         ("--num-env 3", "unrecognized"),  # no abbreviations
-        ("--resume", "state.pt: no such file"),
+        ("--resume", "state.pt: there is no run to go on with"),
         ("--device cuda:9", "--device cuda:9 cannot be used here"),
     ],
 )

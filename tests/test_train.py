@@ -915,7 +915,7 @@ BAD_FLAGS = [
     ("--out demos.npz", "demos.npz"),
     # a run that is there already
     ("", "r holds a run"),
-    ("--resume --out nowhere", "state.pt: no such file"),
+    ("--resume --out nowhere", "state.pt: there is no run to go on with"),
     ("--resume --out foreign", "state.pt"),
     ("--resume --dims 16 16", "--dims"),
     ("--resume", "--steps 1, not 2"),
