@@ -12,6 +12,7 @@ import startup
 
 import contextlib
 import difflib
+import functools
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.async_vector_env import AsyncState
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 import task_clouds
 import task_locomotion
@@ -183,11 +184,8 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
     next step.
     """
 
-    parent = os.getpid()
-
     def maker(film):
         def make():
-            startup.end_with(parent)
             return Chunked(
                 make_env(task),
                 T_o or task.T_o,
@@ -205,7 +203,21 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
     if not workers or n == 1:
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
     with no_interrupts():
-        return AsyncVectorEnv(makers, context=FORK, autoreset_mode=AutoresetMode.DISABLED)
+        return AsyncVectorEnv(
+            makers,
+            context=FORK,
+            worker=functools.partial(simulate, os.getpid()),
+            autoreset_mode=AutoresetMode.DISABLED,
+        )
+
+
+def simulate(parent, *args):
+    """What a simulator's worker does until it is told to end, or `parent` has ended."""
+    startup.end_with(parent)
+    try:
+        _async_worker(*args)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # its pipe was seen to close before the system killed it: no word of that
 
 
 @contextlib.contextmanager
