@@ -6,7 +6,6 @@ that torchrun started ends with torchrun. Nothing is done where no script of thi
 program that runs.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -39,6 +38,8 @@ def end_with(parent):
     """
     if sys.platform != "linux" or os.getpid() == parent:
         return
+    import ctypes  # only here: Ctrl-C is not heard yet when this file is imported
+
     PR_SET_PDEATHSIG = 1  # of prctl.h
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the system knew, which would not tell any more
