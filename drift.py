@@ -66,9 +66,13 @@ def of_one_process(y):
     return y
 
 
-def batch_sum(y):
-    """The sum over a problem's batch, y (..., B, K, R | D) -> (...)."""
-    return y.sum((-3, -2, -1))
+def batch_mean(y, w, total):
+    """The mean of y (..., B, K, R | D) over a batch, weighted by w of its shape: (...).
+
+    total: sums a tensor over the processes that share the batch.
+    """
+    above, below = total(torch.stack([(w * y).sum((-3, -2, -1)), w.sum((-3, -2, -1))]))
+    return above / below
 
 
 @torch.no_grad()
@@ -96,24 +100,20 @@ def drift(
         diff = refs.unsqueeze(-3) - x.unsqueeze(-2)  # (..., B, K, R, D); never via dot products
         d = diff.norm(dim=-1)  # Eq. 28  (..., B, K, R)
         w = w.unsqueeze(-2).expand_as(d)
-        s_above, s_below = total(torch.stack([batch_sum(w * d), batch_sum(w)]))
-        s = s_above / s_below  # Eq. 29  (...), note 15
+        s = batch_mean(d, w, total)  # Eq. 29  (...), note 15
         scale = (s / D**0.5).clamp_min(FLOOR_S)
         diff = diff / scale[..., None, None, None, None]
         d = d / s.clamp_min(FLOOR_S)[..., None, None, None]
         d = d + SELF_MASK * torch.eye(K, refs.shape[-2], dtype=d.dtype, device=d.device)
 
-        forces = []
+        V = torch.zeros_like(x)
+        force_rms = []
         for tau in temps:
             C = coefficients(affinity(d, w, tau), n_neg)  # Eqs. 9, 30-34
-            forces.append((C.unsqueeze(-2) @ diff).squeeze(-2))  # Eqs. 5, 35
-        B = torch.full_like(s, x.shape[-3])
-        *squares, B = total(torch.stack([*(batch_sum(F.square()) for F in forces), B]))
-
-        V = torch.zeros_like(x)
-        force_rms = [(square / (B * K * D)).sqrt() for square in squares]
-        for F, rms in zip(forces, force_rms):
+            F = (C.unsqueeze(-2) @ diff).squeeze(-2)  # Eqs. 5, 35
+            rms = batch_mean(F.square(), torch.ones_like(F), total).sqrt()  # (...)
             V = V + F / rms.clamp_min(FLOOR_F)[..., None, None, None]  # Eqs. 36, 37
+            force_rms.append(rms)
     return V, scale, {"s": s, "scale": scale, "force_rms": torch.stack(force_rms, -1)}
 
 

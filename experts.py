@@ -46,6 +46,7 @@ from runs import (
     check_output,
     check_seed,
     cli,
+    read_bytes,
     refuse_flags,
 )
 from task_locomotion import LAST, record, train
@@ -97,6 +98,14 @@ def make_part(task, states, i, folder):
     return True
 
 
+def told_in(note):
+    """What the file about.json of a collection says; None if it is damaged."""
+    try:
+        return json.loads(read_bytes(note))
+    except (ValueError, RecursionError):  # also BadInput
+        return None
+
+
 def claim_folder(out, about):
     """The folder for the finished episodes of a collection. about: {"task": .., "states": ..}.
 
@@ -104,7 +113,7 @@ def claim_folder(out, about):
     """
     folder = out.parent / f".{out.name}.parts"
     note = folder / "about.json"
-    if note.exists() and json.loads(note.read_text()) != about:
+    if note.exists() and told_in(note) != about:
         raise BadInput(
             f"{folder} holds an interrupted collection of something else: finish that, or delete it"
         )

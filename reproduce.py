@@ -63,6 +63,7 @@ from runs import (
     check_seed,
     cli,
     commit,
+    read_bytes,
     read_log,
     write_csv,
 )
@@ -335,9 +336,9 @@ def pusht_run(experiment, seed, args):
 def check_same_data(out, args):
     """Refuse a run folder that was made with other data or another batch. Raises BadInput."""
     try:
-        was = json.loads((out / "flags.json").read_bytes())["flags"]
+        was = json.loads(read_bytes(out / "flags.json"))["flags"]
         told = {k: was[k] for k in ("data", "demos", "batch")}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError) as e:
+    except (ValueError, RecursionError, LookupError, TypeError) as e:
         raise BadInput(f"{out}/flags.json is damaged or missing: {AGAIN}") from e
     other = [f"--{k} {value}" for k, value in told.items() if value != getattr(args, k)]
     if other:

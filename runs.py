@@ -42,11 +42,15 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEEDS = 2**63  # seeds lie below; torch's take no more
 START_SEEDS = 2**32  # start seeds lie below: numpy's RandomState in the simulators takes no more
 WHOLE = 2**31  # whole numbers on a command line lie below, but for seeds
+LARGEST = 2**26  # bytes of a log or a table
 SHOWN = 1000  # characters of an error line
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 PICTURES = {"png": ".png", "video": ".gif"}  # how the file of such a flag must end
-FOLDER_FILES = ("flags.json", "log.jsonl", "log.csv", "state.pt", "ckpt.pt", "best.pt", ".lock")
+FOLDER_FILES = (
+    *("flags.json", "log.jsonl", "log.csv", "state.pt", "ckpt.pt", "init.pt", "best.pt"),
+    *("curves.png", "hypotheses.png", ".lock"),
+)
 SCORE_COLUMNS = ("step", "iteration", "minutes", "score", "score_low", "score_high", "success")
 
 
@@ -481,11 +485,38 @@ def load_torch(path, map_location="cpu"):
     path = Path(path)
     check_archive(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as e:  # torch raises many kinds on a corrupt or foreign file
         raise BadInput(
             f"{path} is not a checkpoint of this project, or is damaged ({type(e).__name__})"
         ) from e
+    if not all(map(is_whole, tensors_in(content))):
+        raise BadInput(f"{path} has tensors that hold fewer numbers than they claim: it is damaged")
+    return content
+
+
+def tensors_in(content):
+    """All tensors in nested dicts, lists and tuples."""
+    import torch
+
+    left = [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            left += value
+
+
+def is_whole(tensor):
+    """Whether a tensor has memory for each of its numbers, and does not repeat some of them."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def check_archive(path):
@@ -521,22 +552,34 @@ def write_csv(path, rows):
     atomic(path, lambda f: f.write(text.getvalue().encode()))
 
 
+def read_bytes(path):
+    """The content of a log, of a table or of flags.json. Raises BadInput if it cannot be read.
+
+    What is no file, such as a pipe, is not touched, nor is a file that is larger than any of these.
+    """
+    if not os.path.isfile(path):
+        raise BadInput(f"{path}: no such file")
+    try:
+        if os.path.getsize(path) > LARGEST:
+            raise BadInput(f"{path} has more than {LARGEST} bytes, too many for it: restore it")
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read ({e.strerror}): restore it") from e
+
+
 def read_log(out):
     """Rows of a run folder's log.jsonl. Lines that are no rows are left out, and counted on stderr.
 
     The last line may have been cut short by a kill: no word is said of it.
     """
     path = Path(out) / "log.jsonl"
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         return []
-    with contextlib.suppress(OSError):
-        lines = path.read_bytes().splitlines()
-        rows = [parsed_row(line) for line in lines]
-        bad = sum(row is None for row in rows[:-1])
-        if bad:
-            print(f"{path}: {bad} of {len(rows)} lines are no rows: left out", file=sys.stderr)
-        return [row for row in rows if row is not None]
-    raise BadInput(f"{path} cannot be read: name another run folder")
+    rows = [parsed_row(line) for line in read_bytes(path).splitlines()]
+    bad = sum(row is None for row in rows[:-1])
+    if bad:
+        print(f"{path}: {bad} of {len(rows)} lines are no rows: left out", file=sys.stderr)
+    return [row for row in rows if row is not None]
 
 
 def parsed_row(line):
@@ -628,9 +671,7 @@ def claim(args):
     out = Path(args.out)
     check_folder(args, "out")
     out.mkdir(parents=True, exist_ok=True)
-    for name in FOLDER_FILES:
-        if (out / name).is_dir():
-            raise BadInput(f"{out / name} is a folder: name another run folder with --out")
+    check_files(out)
     lock = Lock(out / ".lock")
     if (out / "state.pt").exists() and not args.resume:
         raise BadInput(
@@ -640,6 +681,13 @@ def claim(args):
         if re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", left.name):  # as `atomic` names them
             left.unlink(missing_ok=True)
     return lock
+
+
+def check_files(out):
+    """Refuse a run folder in which a folder, a pipe or a device is in a file's place. BadInput."""
+    for path in (Path(out) / name for name in FOLDER_FILES):
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path} is not a file: name another run folder with --out")
 
 
 def load_state(args, device, needs, free):
@@ -684,6 +732,7 @@ class Run:
             raise BadInput(
                 f"--out {out} cannot be a run folder ({e.strerror}): name another"
             ) from e
+        check_files(self.out)
         self.rows = []
         next_step = None
         if resume_step is None:

@@ -5,6 +5,7 @@ as setting, seed and start_seed. Intervals over seeds are 95 % t intervals.
 """
 
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runs import BadInput, Lock, write_csv
+from runs import BadInput, Lock, read_bytes, write_csv
 
 WHOLE = ("seed", "episodes", "start_seed", "attempts")  # columns of whole numbers, or empty
 NUMBERS = (  # columns of numbers, or empty, in every table that has them
@@ -52,12 +53,10 @@ def read(path):
     """
     if not Path(path).exists():
         return []
-    if not Path(path).is_file():
-        raise BadInput(f"{path} is not a table, and not a file: {CURE}")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file, strict=True)
-    except (OSError, ValueError, csv.Error) as e:  # UnicodeDecodeError is a ValueError
+        text = io.StringIO(read_bytes(path).decode(), newline="")
+        header, *lines = csv.reader(text, strict=True)
+    except (ValueError, csv.Error) as e:  # UnicodeDecodeError is a ValueError
         raise BadInput(f"{path} is not a table ({type(e).__name__}): {CURE}") from e
     rows = []
     for n, line in enumerate(lines, 2):
@@ -115,10 +114,8 @@ class Results:
         """The object in one of its JSON files. Raises BadInput if it is missing or damaged."""
         path = self.folder / name
         try:
-            if path.exists() and not path.is_file():
-                raise ValueError("not a file")
-            return json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as e:
+            return json.loads(read_bytes(path))
+        except (ValueError, RecursionError) as e:
             wrong = "is damaged" if path.exists() else "is missing"
             raise BadInput(f"{path} {wrong}: restore it from git, or measure it by bench.py") from e
 

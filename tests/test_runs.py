@@ -150,6 +150,21 @@ def test_load_torch_notices_damage(tmp_path):
         assert state["step"] == 3 and torch.equal(state["w"], torch.ones(1000))
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(2**40),
+        torch.zeros(4).as_strided((2, 3), (1, 1)),
+        torch.zeros(2**20).to_sparse(),
+    ],
+    ids=["one number", "rows that overlap", "sparse"],
+)
+def test_tensors_that_claim_more_than_they_hold(tmp_path, tensor):
+    save_torch(tmp_path / "x.pt", {"a": [1, ("b", {"c": tensor})]})
+    with pytest.raises(BadInput, match="fewer numbers than they claim"):
+        load_torch(tmp_path / "x.pt")
+
+
 def test_load_torch_unpacks_no_bomb(tmp_path):
     """A compressed member is refused before it is unpacked."""
     path = tmp_path / "x.pt"
@@ -359,8 +374,21 @@ def test_one_process_writes_a_run_folder(tmp_path):
 @pytest.mark.parametrize("name", ["flags.json", "ckpt.pt", "log.jsonl", ".lock"])
 def test_a_folder_in_place_of_a_file_of_a_run(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(BadInput, match=f"{name} is a folder: name another run folder"):
+    with pytest.raises(BadInput, match=f"{name} is not a file: name another run folder"):
         runs.claim(Namespace(out=str(tmp_path), resume=False))
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    """A pipe would hang, a device would fill the memory, and so would a file that is a hole."""
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(BadInput, match="log.jsonl: no such file"):
+        read_log(tmp_path)
+    with pytest.raises(BadInput, match="log.jsonl is not a file: name another run folder"):
+        Run(tmp_path, {})
+    (tmp_path / "flags.json").write_text("{}")
+    os.truncate(tmp_path / "flags.json", 2**33)
+    with pytest.raises(BadInput, match="too many for it"):
+        runs.read_bytes(tmp_path / "flags.json")
 
 
 def test_damaged_lines_of_a_log_hide_no_others(tmp_path, capsys):
