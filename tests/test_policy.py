@@ -623,7 +623,7 @@ def test_claims_take_no_memory(tmp_path):
     assert sum(v.nbytes for v in claimed.values()) > 2**36
     state["weights"] = {k: torch.zeros(1).expand(v.shape) for k, v in claimed.items()}
     save_torch(path, state)
-    refused(path, "do not fit its own description")
+    refused(path, "hold fewer numbers than they claim")
     assert path.stat().st_size < 2**20
 
 
@@ -631,12 +631,11 @@ def test_claims_take_no_memory(tmp_path):
     "change",
     [
         lambda v: v.double(),
-        lambda v: v.to_sparse(),
         lambda v: v.tolist(),
         lambda v: v[..., None],
         lambda v: None,
     ],
-    ids=["double", "sparse", "list", "another axis", "none"],
+    ids=["double", "list", "another axis", "none"],
 )
 def test_weights_of_another_kind(tmp_path, change):
     path = tmp_path / "ckpt.pt"
