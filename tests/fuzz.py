@@ -6,6 +6,7 @@ project that read it, in a worker process that is watched. A failure is a traceb
 than 10 s, or more than 1 GB of memory. Its file and traceback are kept in the folder --out.
 """
 
+import argparse
 import collections
 import contextlib
 import dataclasses
@@ -206,22 +207,23 @@ def read_state1(folder):
     """What dbp_train.py does with --resume, up to the step that it goes on from."""
     import dbp_train
     from ranks import ALONE
-    from saves import Interrupts
+    from saves import Interrupts, claimed
 
     tiny = folder.parent / "files" / "tiny"
 
     def resume():
         args = dbp_train.parse([*run_flags(tiny, 1, folder / "run"), "--resume"])
         task = dbp_train.resolve(args)
-        training = dbp_train.Training(args, task, ALONE)
-        report = dbp_train.Report(training, Interrupts())
-        report.bar.close()
-        training.budget.more(training.step)
-        still(training.policy)
-        training.opt.step()
-        report.snapshot()
-        report.save({})
-        report.run.close()
+        with claimed(args, ALONE):
+            training = dbp_train.Training(args, task, ALONE)
+            report = dbp_train.Report(training, Interrupts())
+            report.bar.close()
+            training.budget.more(training.step)
+            still(training.policy)
+            training.opt.step()
+            report.snapshot()
+            report.save({})
+            report.run.close()
 
     yield resume
 
@@ -230,13 +232,15 @@ def read_state2(folder):
     """What dbpo_ppo.py does with --resume, up to the iteration that it goes on from."""
     import dbpo_ppo
     from ranks import ALONE
+    from saves import claimed
 
     tiny = folder.parent / "files" / "tiny"
 
     def resume():
         args = dbpo_ppo.parse([*run_flags(tiny, 2, folder / "run"), "--resume"])
         policy, task = dbpo_ppo.resolve(args)
-        run = dbpo_ppo.Training(args, policy, task, ALONE)
+        with claimed(args, ALONE):
+            run = dbpo_ppo.Training(args, policy, task, ALONE)
         with contextlib.closing(run.sims.env):
             run.bar.close()
             for module, opt in ((run.critic, run.opt_critic), (run.actor, run.opt_actor)):
@@ -278,6 +282,7 @@ def read_logs(folder):
         reproduce.add_curve(folder / "curve.csv", "run", log)
 
     def go_on():
+        runs.claim(argparse.Namespace(out=out, resume=True)).release()
         log = runs.Run(out, {}, resume_step=32)
         log.log(40, loss=1.0)
         log.close()
@@ -360,6 +365,7 @@ class Target:
 
 ZIPPED = (m.damage_zip, m.damage_zip, m.damage_bytes, m.damage_directory, m.damage_place)
 SAVED = (m.damage_objects, m.damage_objects, m.damage_objects, *ZIPPED)
+RESUMED = (("run/state.pt", SAVED), ("run/state.pt", SAVED), ("run/*.pt", SAVED))
 JSON = (m.damage_json, m.damage_json, m.damage_json, m.damage_bytes, m.damage_place)
 TABLE = (m.damage_lines, m.damage_numbers, m.damage_bytes, m.damage_lines, m.damage_place)
 TARGETS = {
@@ -393,8 +399,8 @@ TARGETS = {
         make_adroit, read_adroit, (("*.hdf5", (m.damage_hdf5, m.damage_bytes, m.damage_place)),)
     ),
     "ckpt": Target(make_runs, read_ckpt, (("*.pt", SAVED),), share=2),
-    "state1": Target(make_runs, read_state1, (("run/state.pt", SAVED),), share=2),
-    "state2": Target(make_runs, read_state2, (("run/state.pt", SAVED),), share=2),
+    "state1": Target(make_runs, read_state1, RESUMED, share=2),
+    "state2": Target(make_runs, read_state2, RESUMED, share=2),
     "flags": Target(make_runs, read_flags, (("run/flags.json", JSON),)),
     "log": Target(
         make_runs, read_logs, (("run/log.jsonl", (m.damage_rows, m.damage_rows, *TABLE)),)
@@ -460,7 +466,7 @@ def told(e):
 
 def line_of(words, outcome):
     """The line of the project that a failure was in, as policy.py:97, from its traceback."""
-    found = re.findall(rf'File "{re.escape(str(ROOT))}/(\w+\.py)", line (\d+)', words)
+    found = re.findall(rf'File "{re.escape(str(ROOT))}/((?:tests/)?\w+\.py)", line (\d+)', words)
     newest_first = outcome in ("crash", "hang")  # as faulthandler writes them
     return ":".join(found[0 if newest_first else -1]) if found else ""
 
@@ -642,7 +648,7 @@ class Watch:
             lines.append(f"{target:10}{cells}{self.peaks[target] / 1e6:10.0f}")
         for kind, cases in sorted(self.kinds.items()):
             shown = ", ".join(map(str, cases[:KEPT])) + (", ..." if len(cases) > KEPT else "")
-            lines.append(f"{' '.join(kind)}: {len(cases)} cases ({shown})")
+            lines.append(f"{' '.join(kind)}: {len(cases)} of the cases: {shown}")
         return "\n".join(lines)
 
     def failures(self):
