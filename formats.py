@@ -30,10 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runs import BadInput, atomic
+from runs import BadInput, atomic, read_bytes
 
 MAX_GB = 4  # the arrays that are read from one file, unless --max-gb allows more
-MAX_TEXT = 2**24  # bytes of a JSON file
 MAX_HEADER = 2**16  # bytes of an array's header in an npz file
 MAX_CHUNK = 2**24  # bytes of an HDF5 chunk that is larger than its array
 MAX_EPISODES = 100_000  # in a Minari data set: checking one takes a millisecond
@@ -126,17 +125,6 @@ def check_size(declared, path, max_gb):
             f"{path} declares {gigabytes:.4g} GB of numbers ({brief(', '.join(declared))}), but no "
             f"more than {max_gb:g} GB are read: raise --max-gb if the file is right"
         )
-
-
-def content_of(path, most):
-    """The bytes of a file. Raises BadInput if it is missing, no regular file, or above `most`."""
-    if not path.is_file():
-        raise BadInput(f"{path} is missing, or is not a file: {AGAIN}")
-    size = path.stat().st_size
-    if size > most:
-        raise BadInput(f"{path} has {size} bytes, far more than it could need: {AGAIN}")
-    with open(path, "rb") as file:
-        return file.read(size)
 
 
 def as_bytes(pictures, step=64):
@@ -342,7 +330,7 @@ class ZarrArray:
             raise BadInput(f"{self.where} lacks chunk {key}: {AGAIN}")
         nbytes = math.prod(self.chunks) * self.dtype.itemsize
         with refusing(f"{self.where}: chunk {key} is damaged, {AGAIN}"):
-            content = unpack_chunk(content_of(file, 2 * nbytes + 2**16), self.codec, nbytes)
+            content = unpack_chunk(read_bytes(file, 2 * nbytes + 2**16), self.codec, nbytes)
             return np.frombuffer(content, self.dtype).reshape(self.chunks, order=self.order)
 
 
@@ -351,7 +339,7 @@ def zarr_array(path, name):
     where = f"{path}: array {name}"
     folder = Path(path) / name
     with refusing(f"{where} cannot be opened"):
-        meta = json.loads(content_of(folder / ".zarray", MAX_TEXT))
+        meta = json.loads(read_bytes(folder / ".zarray"))
         dtype = meta["dtype"]
         codec = (meta["compressor"] or {}).get("id")
         filters = meta.get("filters")
@@ -688,7 +676,7 @@ def metadata(file):
     for path in (folder / "metadata.json" for folder in folders):
         if path.is_file():
             with refusing(f"{path} is damaged: {AGAIN}"):
-                found.append((path, dict(json.loads(content_of(path, MAX_TEXT)).items())))
+                found.append((path, dict(json.loads(read_bytes(path)).items())))
     return found
 
 

@@ -42,7 +42,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEEDS = 2**63  # seeds lie below; torch's take no more
 START_SEEDS = 2**32  # start seeds lie below: numpy's RandomState in the simulators takes no more
 WHOLE = 2**31  # whole numbers on a command line lie below, but for seeds
-LARGEST = 2**26  # bytes of a log or a table
+LARGEST = 2**24  # bytes of a table or of a JSON file
+LARGEST_LOG = 2**26  # bytes of log.jsonl: ten million steps of training
+LONGEST_ROW = 2**14  # bytes of a line of it
 SHOWN = 1000  # characters of an error line
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
@@ -549,22 +551,24 @@ def write_csv(path, rows):
     table = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)))
     table.writeheader()
     table.writerows(rows)
-    atomic(path, lambda f: f.write(text.getvalue().encode()))
+    atomic(path, lambda f: f.write(text.getvalue().encode(errors="backslashreplace")))
 
 
-def read_bytes(path):
-    """The content of a log, of a table or of flags.json. Raises BadInput if it cannot be read.
+def read_bytes(path, largest=LARGEST):
+    """The content of a file. Raises BadInput if there is none, or it has more bytes than `largest`.
 
-    What is no file, such as a pipe, is not touched, nor is a file that is larger than any of these.
+    A pipe, which might never be written to, and a device, which has no end, are no files.
     """
     if not os.path.isfile(path):
-        raise BadInput(f"{path}: no such file")
+        raise BadInput(f"{path} is missing, or is not a file: take a copy of it")
     try:
-        if os.path.getsize(path) > LARGEST:
-            raise BadInput(f"{path} has more than {LARGEST} bytes, too many for it: restore it")
+        if os.path.getsize(path) > largest:
+            raise BadInput(
+                f"{path} has more than {largest} bytes, far more than it could need: take a copy"
+            )
         return Path(path).read_bytes()
     except OSError as e:
-        raise BadInput(f"{path} cannot be read ({e.strerror}): restore it") from e
+        raise BadInput(f"{path} cannot be read ({e.strerror}): take a copy") from e
 
 
 def read_log(out):
@@ -575,7 +579,7 @@ def read_log(out):
     path = Path(out) / "log.jsonl"
     if not os.path.exists(path):
         return []
-    rows = [parsed_row(line) for line in read_bytes(path).splitlines()]
+    rows = [parsed_row(line) for line in read_bytes(path, LARGEST_LOG).splitlines()]
     bad = sum(row is None for row in rows[:-1])
     if bad:
         print(f"{path}: {bad} of {len(rows)} lines are no rows: left out", file=sys.stderr)
@@ -584,6 +588,8 @@ def read_log(out):
 
 def parsed_row(line):
     """A line of log.jsonl as a dict of numbers with a step, or None if it is none."""
+    if len(line) > LONGEST_ROW:
+        return None
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
