@@ -272,7 +272,8 @@ def check_shape(shape, path):
     """
     try:
         fits = (
-            all(is_name(name) for name in (shape["task"], shape.get("method", "dbp")))
+            isinstance(shape, dict)
+            and all(is_name(name) for name in (shape["task"], shape.get("method", "dbp")))
             and all(is_size(shape[k]) for k in ("D_a", "T_o", "T_p", "T_a"))
             and shape["T_o"] - 1 + shape["T_a"] <= shape["T_p"]
             and are_sizes(shape["dims"], LISTS["dims"])
@@ -283,8 +284,8 @@ def check_shape(shape, path):
             and all(are_sizes(spec["shape"], LISTS["shape"]) for spec in shape["obs"].values())
             and all(spec["dtype"] in ("float32", "uint8") for spec in shape["obs"].values())
         )
-    except (KeyError, TypeError, AttributeError):
-        fits = False
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
+        fits = False  # what is indexed may be of any type, also a tensor
     if not fits:
         raise BadInput(
             f"{path} does not describe a policy of this project ({one_word(shape)}): take another "

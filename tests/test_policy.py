@@ -581,6 +581,9 @@ def test_weights_that_do_not_fit(tmp_path):
         {"obs": {"state": {"shape": [2**60], "dtype": "float32"}}},
         {"obs": {"state": {"shape": [20], "dtype": "object"}}},
         {"obs": {"state": 7}},
+        {"obs": {"state": torch.zeros(2)}},
+        {"dims": torch.zeros(2)},
+        {"T_p": torch.zeros(())},
     ],
 )
 def test_a_description_of_wrong_types(tmp_path, change):
@@ -593,7 +596,7 @@ def test_a_description_of_wrong_types(tmp_path, change):
     refused(path, "does not describe a policy of this project")
 
 
-@pytest.mark.parametrize("shape", [None, [], "pusht", 3])
+@pytest.mark.parametrize("shape", [None, [], "pusht", 3, torch.zeros(4, 3, 0), {1: 2}])
 def test_no_description(tmp_path, shape):
     path = tmp_path / "ckpt.pt"
     policy().save(path)
