@@ -15,7 +15,7 @@ import functools
 
 import torch
 
-from runs import BadInput
+from commands import BadInput
 from unet import Z_GAIN
 
 METHODS = {"dbp": 0, "diffusion": 1, "meanflow": 2, "bc": 0}  # times that the network is told

@@ -8,6 +8,7 @@ clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL i
 """
 
 import startup  # noqa: F401 - first, see there
+from startup import tied
 
 import functools
 import json
@@ -23,22 +24,13 @@ import numpy as np
 import torch
 
 from baselines import prepare, start, time_dim
+from commands import BadInput, Parser, above_zero, check_device, cli
 from drift import chunk_loss
 from envs import TASKS, make_env, task_named
 from evaluate import count_calls
+from files import atomic, check_output
 from policy import Policy
-from runs import (
-    BadInput,
-    Parser,
-    above_zero,
-    atomic,
-    check_device,
-    check_output,
-    cli,
-    read_log,
-    tied,
-    versions,
-)
+from runs import read_log, versions
 from unet import UNet1d
 
 HERE = Path(__file__).parent
@@ -345,7 +337,7 @@ def stage2_run(args, init, out, calls):
             flags += [f"--{name.replace('_', '-')}", getattr(args, name)]
     if args.one_process:
         flags.append("--one-process")
-    code = f"import bench, runs; runs.cli(lambda: bench.stage2({calls}))"
+    code = f"import bench, commands; commands.cli(lambda: bench.stage2({calls}))"
     command = [sys.executable, "-c", code, *map(str, flags)]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, **tied())
     if done.returncode:

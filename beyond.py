@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from runs import BadInput
+from commands import BadInput
 from unet import Z_GAIN
 
 

@@ -27,8 +27,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from commands import BadInput, Parser, above_zero, cli
 from download import download, find
 from envs import TASKS, task_named
+from files import atomic, check_output
 from formats import (
     MAX_GB,
     NUMBERS,
@@ -40,7 +42,6 @@ from formats import (
     refusing,
     shapes,
 )
-from runs import BadInput, Parser, above_zero, atomic, check_output, cli
 from task import check_horizons, dtype_of
 
 SHOWN = 100  # arrays and columns that `info` prints of a file that is not of the task

@@ -20,29 +20,26 @@ from tqdm import tqdm
 
 import baselines
 from beyond import Memory, spread_outputs
+from commands import (
+    BadInput,
+    Parser,
+    above_zero,
+    check_device,
+    check_seed,
+    cli,
+    flags_of,
+    refuse_flags,
+    step_seed,
+)
 from data import Windows, load
 from drift import chunk_loss
 from envs import defaults_of, task_list, task_named
 from evaluate import evaluate, line, log_score
+from files import atomic
 from formats import MAX_GB
 from policy import Policy, data_ranges
 from ranks import ALONE, of_torchrun
-from runs import (
-    BadInput,
-    Parser,
-    Run,
-    above_zero,
-    atomic,
-    check_device,
-    check_seed,
-    cli,
-    curves,
-    first_not_finite,
-    flags_of,
-    load_state,
-    refuse_flags,
-    step_seed,
-)
+from runs import Run, curves, load_state
 from saves import (
     Interrupts,
     Timer,
@@ -50,6 +47,7 @@ from saves import (
     check_tensor,
     claimed,
     counter,
+    first_not_finite,
     moments,
     number,
     policy_of,

@@ -20,28 +20,25 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from commands import (
+    START_SEEDS,
+    BadInput,
+    Parser,
+    above_zero,
+    check_device,
+    check_seed,
+    cli,
+    flags_of,
+    refuse_flags,
+    step_seed,
+)
 from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae
 from dbpo_rollout import apply, collect, leaves, make_buffer, take, whole_buffer
 from envs import Simulators, closing, defaults_of, task_named
 from evaluate import evaluate, line, log_score
 from policy import Policy
 from ranks import ALONE, of_torchrun
-from runs import (
-    START_SEEDS,
-    BadInput,
-    Parser,
-    Run,
-    above_zero,
-    check_device,
-    check_seed,
-    cli,
-    curves,
-    first_not_finite,
-    flags_of,
-    load_state,
-    refuse_flags,
-    step_seed,
-)
+from runs import Run, curves, load_state
 from saves import (
     Interrupts,
     Timer,
@@ -49,6 +46,7 @@ from saves import (
     check_tensor,
     claimed,
     counter,
+    first_not_finite,
     moments,
     number,
     policy_of,

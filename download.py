@@ -19,8 +19,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
+from commands import DISK_FULL, BadInput
+from files import Lock
 from formats import MAX_GB, brief, check_size, minari_file, refusing, zarr_array
-from runs import DISK_FULL, BadInput, Lock
 
 MAX_BYTES = 2**30  # of an archive, and of what it unpacks to
 MAX_FILES = 100_000  # in an archive

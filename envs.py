@@ -9,6 +9,7 @@ is no hindrance to the others.
 """
 
 import startup
+from startup import tied
 
 import contextlib
 import difflib
@@ -30,18 +31,9 @@ from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 import task_clouds
 import task_locomotion
 import task_pusht
+from commands import START_SEEDS, BadInput, Parser, check_seed, cli, refuse_flags
 from download import find
-from runs import (
-    START_SEEDS,
-    BadInput,
-    Parser,
-    atomic,
-    check_output,
-    check_seed,
-    cli,
-    refuse_flags,
-    tied,
-)
+from files import atomic, check_output
 from task import Chunked, dtype_of
 
 SUITES = (task_pusht, task_locomotion, task_clouds)

@@ -17,19 +17,10 @@ import numpy as np
 import torch
 
 from baselines import prepare
+from commands import START_SEEDS, BadInput, Parser, above_zero, check_device, check_seed, cli
 from envs import closing, make_vec, task_named
+from files import atomic, check_output
 from policy import Policy
-from runs import (
-    START_SEEDS,
-    BadInput,
-    Parser,
-    above_zero,
-    atomic,
-    check_device,
-    check_output,
-    check_seed,
-    cli,
-)
 
 START_SEED = 100_000  # Diffusion Policy's first test seed
 

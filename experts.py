@@ -32,23 +32,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from commands import START_SEEDS, BadInput, Parser, above_zero, check_seed, cli, refuse_flags
 from envs import make_env, task_list, task_named, worker_pool
 from evaluate import rollout
+from files import atomic, check_folder, check_output, read_bytes
 from formats import read, save_minari, save_npz
 from policy import Policy
-from runs import (
-    START_SEEDS,
-    BadInput,
-    Parser,
-    above_zero,
-    atomic,
-    check_folder,
-    check_output,
-    check_seed,
-    cli,
-    read_bytes,
-    refuse_flags,
-)
 from task_locomotion import LAST, record, train
 
 MAX_STARTS = 100_000  # start states after which collecting from policies is given up

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from commands import Parser, cli
 from drift import SELF_MASK, affinity, coefficients, drift, reference_pool
 from envs import TASKS, make_env
-from runs import Parser, atomic, check_folder, cli
+from files import atomic, check_folder
 
 # ---- the method ---------------------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runs import BadInput, atomic, read_bytes
+from commands import BadInput
+from files import atomic, read_bytes
 
 MAX_GB = 4  # the arrays that are read from one file, unless --max-gb allows more
 MAX_HEADER = 2**16  # bytes of an array's header in an npz file

@@ -28,7 +28,7 @@ from experiments import (
     TEMPERATURES,
     UNUSED,
 )
-from runs import atomic
+from files import atomic
 from tables import at, column, interval, mean, rows_of, select, setting_of
 
 NAMES = {"dbp": "DBP", "diffusion": "diffusion", "meanflow": "MeanFlow", "bc": "regression"}

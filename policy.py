@@ -10,8 +10,9 @@ which names, shapes and dtypes it takes.
 import torch
 from torch import nn
 
+from commands import BadInput
 from encoders import Encoder
-from runs import BadInput, load_torch, not_finite, save_torch
+from files import load_torch, not_finite, save_torch
 from unet import UNet1d
 
 FORMAT = "drift-policy-2"

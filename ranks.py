@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from runs import BadInput
+from commands import BadInput
 
 PATIENCE = timedelta(days=7)  # the others wait while the first evaluates; torchrun sees who died
 

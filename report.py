@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from commands import Parser, cli
 from experiments import (
     ABLATE_BEYOND,
     ABLATE_COST,
@@ -50,9 +51,9 @@ from experiments import (
     TEMPERATURES,
     UNUSED,
 )
+from files import atomic, check_folder
 from formats import refusing
 from plots import FIGURES, METHOD_SETTINGS, NAMES, anchor_pair
-from runs import Parser, atomic, check_folder, cli
 from tables import (
     Results,
     at,

@@ -29,6 +29,7 @@ import bench
 import experts
 import modes
 from baselines import prepare
+from commands import START_SEEDS, BadInput, Parser, above_zero, check_device, check_seed, cli
 from data import Windows, load
 from download import find
 from envs import TASKS, make_env, run_program, task_named, worker_pool
@@ -47,26 +48,11 @@ from experiments import (
     Budget,
     Starts,
 )
+from files import atomic, check_folder, check_output, read_bytes, write_csv
 from formats import read as read_arrays
 from policy import Policy
 from report import modes_table, setting_table, summary
-from runs import (
-    SCORE_COLUMNS,
-    START_SEEDS,
-    BadInput,
-    Parser,
-    above_zero,
-    atomic,
-    check_device,
-    check_folder,
-    check_output,
-    check_seed,
-    cli,
-    commit,
-    read_bytes,
-    read_log,
-    write_csv,
-)
+from runs import SCORE_COLUMNS, commit, read_log
 from tables import Row, at, merge, read, select, setting_of
 from task_clouds import run_script
 

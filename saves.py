@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
-from runs import RESUMABLE, BadInput, claim, lacks_memory, load_torch, one_line, save_torch, stop
+from commands import RESUMABLE, BadInput, lacks_memory, one_line, stop
+from files import load_torch, save_torch
+from runs import claim
 
 # ---- the run folder ------------------------------------------------------------------------------
 
@@ -155,6 +157,22 @@ def run_until_interrupted(train, args):
         saved = args.out and (Path(args.out) / "state.pt").exists()
         line = RESUMABLE if saved else "interrupted; nothing was saved"
         stop(line if os.environ.get("RANK", "0") == "0" else None, 130)
+
+
+# ---- numbers that are not finite -----------------------------------------------------------------
+
+
+def first_not_finite(values):
+    """The place of the first of some numbers () that is not finite, None if all are.
+
+    It waits for the device once, however many there are.
+    """
+    import torch
+
+    for place, value in enumerate(torch.stack(values).tolist()):
+        if not math.isfinite(value):
+            return place
+    return None
 
 
 # ---- bringing back -------------------------------------------------------------------------------

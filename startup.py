@@ -1,11 +1,12 @@
 """What a script does first, before it imports what takes seconds.
 
-Ctrl-C is from now on one line and exit code 130, as `runs.cli` ends later: otherwise it would be a
-traceback of the libraries that were being imported, or be swallowed by one of them. And a process
-that torchrun started ends with torchrun. Nothing is done where no script of this project is the
-program that runs.
+Ctrl-C is from now on one line and exit code 130, as `commands.cli` ends later: otherwise it would
+be a traceback of the libraries that were being imported, or be swallowed by one of them. And a
+process that torchrun started ends with torchrun. Nothing is done where no script of this project is
+the program that runs.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -44,6 +45,13 @@ def end_with(parent):
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the system knew, which would not tell any more
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tied():
+    """What `subprocess` takes so that a program ends with this process, see startup.py."""
+    if sys.platform != "linux":
+        return {}
+    return {"preexec_fn": functools.partial(end_with, os.getpid())}
 
 
 if is_script() and "TORCHELASTIC_RUN_ID" in os.environ:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runs import BadInput, Lock, read_bytes, write_csv
+from commands import BadInput
+from files import Lock, read_bytes, write_csv
 
 WHOLE = ("seed", "episodes", "start_seed", "attempts")  # columns of whole numbers, or empty
 NUMBERS = (  # columns of numbers, or empty, in every table that has them

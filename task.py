@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import gymnasium as gym
 import numpy as np
 
-from runs import BadInput
+from commands import BadInput
 
 # What Stage 2 takes where neither a flag nor the task says otherwise, per chunk of about 4 steps.
 # These were found on Hopper.

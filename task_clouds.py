@@ -23,8 +23,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+from commands import BadInput
 from formats import read, read_adroit, refusing
-from runs import BadInput
 from task import Task
 
 N_POINTS = 512

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from runs import BadInput
+from commands import BadInput
 from task import Task
 
 

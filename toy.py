@@ -37,17 +37,9 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from commands import BadInput, Parser, above_zero, check_seed, cli
 from drift import FLOOR_F, drift, drift_loss
-from runs import (
-    BadInput,
-    Parser,
-    above_zero,
-    atomic,
-    check_folder,
-    check_seed,
-    cli,
-    write_csv,
-)
+from files import atomic, check_folder, write_csv
 
 SIGMA = 0.08  # the width of one Gaussian of "gaussians"
 CENTRES = torch.tensor([(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)])

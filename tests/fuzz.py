@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 import mutations as m
-from runs import BadInput, Lock, Parser, above_zero, check_folder, check_seed, cli
+from commands import BadInput, Parser, above_zero, check_seed, cli
+from files import Lock, check_folder
 
 ROOT = Path(__file__).parents[1]
 MEMORY = 10**9  # bytes that a worker may have, with all that it has imported

@@ -45,8 +45,10 @@ from PIL import Image
 import formats
 import tables
 from bench import make_policy
+from commands import BadInput, Parser, above_zero, check_seed, cli
 from conftest import ROOT, write_demos
-from runs import BadInput, Parser, above_zero, check_seed, cli, load_torch, read_log
+from files import load_torch
+from runs import read_log
 
 # What no two runs have in common: times, dates, and paths in the flags.
 TIMES = {
@@ -227,7 +229,7 @@ import dataclasses, json, sys
 import data, envs, runs
 sha256 = json.load(open(sys.argv.pop(1)))
 envs.TASKS["pusht"] = dataclasses.replace(envs.TASKS["pusht"], sha256=sha256)
-runs.cli(data.main)
+commands.cli(data.main)
 """
 
 

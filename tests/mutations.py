@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from runs import save_torch
+from files import save_torch
 
 HUGE = 3 * 2**30  # bytes of a file that is one hole, and of what a bomb unpacks to
 NUMBERS = (-1, 0, 1, 2, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 10**9, 2**62, 2**63, 2**64, 10**30)

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import bench
+import commands
 import data
 import dbp_train
 import dbpo_ppo
@@ -33,9 +34,9 @@ import reproduce
 import runs
 import toy
 from conftest import write_demos
+from files import load_torch, save_torch
 from formats import save_npz
 from policy import Policy
-from runs import load_torch, save_torch
 from task import dtype_of
 
 TABLE = Path(__file__).with_name("bad_input.txt")
@@ -237,7 +238,7 @@ def ended(command):
     ):
         patch.setattr(sys, "argv", words)
         try:
-            runs.cli(COMMANDS[words[0]])
+            commands.cli(COMMANDS[words[0]])
         except SystemExit as e:
             code = e.code
     return code, out.getvalue(), err.getvalue(), [str(w.message) for w in warned]

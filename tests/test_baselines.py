@@ -24,11 +24,11 @@ from baselines import (
     start,
     time_dim,
 )
+from commands import BadInput
 from conftest import cli
 from envs import TASKS
 from evaluate import count_calls, evaluate
 from policy import Policy
-from runs import BadInput
 
 OTHERS = ("diffusion", "meanflow", "bc")
 

@@ -16,12 +16,12 @@ import torch
 import bench
 import dbpo_ppo
 import unet
+from commands import BadInput, cli
 from conftest import cli as cli_run
 from conftest import make_renderer
 from dbpo_loss import Actor
 from envs import TASKS, make_env
 from pointcloud import cast
-from runs import BadInput, cli
 
 
 def is_timing(row):

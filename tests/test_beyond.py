@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from beyond import Memory, installed_memory, spread_outputs
+from commands import BadInput
 from drift import chunk_loss
-from runs import BadInput
 from unet import UNet1d
 
 

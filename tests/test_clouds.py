@@ -15,6 +15,7 @@ import torch
 
 import experts
 import task_clouds
+from commands import BadInput
 from conftest import ROOT, make_renderer
 from conftest import cli as command
 from data import load
@@ -22,7 +23,6 @@ from envs import TASKS, make_env, task_named
 from formats import read, read_adroit, save_npz
 from pointcloud import cast
 from policy import Policy
-from runs import BadInput
 from task import Chunked
 
 REACH = TASKS["metaworld-reach"]

@@ -15,11 +15,11 @@ import torch
 import zarr
 
 import data
+from commands import BadInput
 from conftest import OFFICIAL, ROOT
 from download import verify
 from envs import TASKS
 from formats import read, save_minari, save_npz
-from runs import BadInput
 from task import Task
 from task_pusht import pusht_obs
 from test_formats import refused, write_minari, write_zarr

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 
+import commands
 import dbp_train
 import dbpo_ppo
 import envs
 import evaluate
-import runs
+import files
 import saves
 from baselines import prepare
 from conftest import ROOT, cli, write_demos
@@ -43,8 +44,9 @@ from dbpo_rollout import (
 )
 from drift import chunk_loss
 from envs import TASKS, Simulators, Stepped
+from files import load_torch
 from policy import Policy
-from runs import load_torch, read_log
+from runs import read_log
 from task import Task, observation_space
 from task_pusht import PushT, potential, pusht_obs
 from test_dbpo_loss import make_policy, slow_gae
@@ -613,7 +615,7 @@ BANDIT = Task(
 def ppo(*flags):
     """dbpo_ppo.py with these flags, in this process; a flag given twice counts as given last."""
     argv = ["--one-process", "--device", "cpu", *map(str, flags)]
-    runs.cli(lambda: dbpo_ppo.train(dbpo_ppo.parse(argv)))
+    commands.cli(lambda: dbpo_ppo.train(dbpo_ppo.parse(argv)))
 
 
 def shares(policy):
@@ -742,7 +744,7 @@ def test_ctrl_c(init, tmp_path, no_picture, monkeypatch, capsys, where):
         patch.setattr(dbpo_ppo, where, interrupted)
         argv = [*flags, "--out", cut, "--one-process", "--device", "cpu"]
         args = dbpo_ppo.parse(list(map(str, argv)))
-        runs.cli(lambda: saves.run_until_interrupted(dbpo_ppo.train, args))
+        commands.cli(lambda: saves.run_until_interrupted(dbpo_ppo.train, args))
     err = capsys.readouterr().err
     assert e.value.code == 130 and err.splitlines()[-1] == "interrupted; go on with --resume"
     assert load_torch(cut / "state.pt")["iteration"] == 2
@@ -801,7 +803,7 @@ def test_damaged_state(begun, capsys, case):
     good = (out / "state.pt").read_bytes()
     state = load_torch(out / "state.pt")
     BAD_STATES[case](state)
-    runs.save_torch(out / "state.pt", state)
+    files.save_torch(out / "state.pt", state)
     bad = (out / "state.pt").read_bytes()
     try:
         err = refused(out, capsys, *flags)
@@ -1080,6 +1082,6 @@ def test_folder_in_use_and_resume_with_other_flags(init, tmp_path, capsys, no_pi
 
 def test_resume_in_a_folder_of_stage_one(init, tmp_path, capsys):
     """A Stage-1 state.pt is refused, not misread."""
-    runs.save_torch(tmp_path / "r" / "state.pt", {"step": 1, "flags": {}, "weights": {}})
+    files.save_torch(tmp_path / "r" / "state.pt", {"step": 1, "flags": {}, "weights": {}})
     flags = ["--init", init, "--out", tmp_path / "r", "--resume"]
     assert "not the state of a run of this version" in refused(tmp_path, capsys, *flags)

@@ -21,11 +21,11 @@ import pytest
 
 import data
 import download
+from commands import BadInput, cli
 from conftest import ROOT
 from download import find
 from envs import TASKS
 from formats import save_npz
-from runs import BadInput, cli
 from task import Task
 from test_data import arrays
 from test_formats import refused, write_minari, write_zarr
@@ -452,7 +452,9 @@ def test_two_downloads_at_once(tmp_path, task):
     """The second says who writes the folder, and changes nothing."""
     to = tmp_path / "to"
     to.mkdir()
-    code = f"import runs, sys; lock = runs.Lock({str(to / '.lock')!r}); print('held', flush=True); "
+    code = (
+        f"import files, sys; lock = files.Lock({str(to / '.lock')!r}); print('held', flush=True); "
+    )
     command = [sys.executable, "-c", code + "sys.stdin.read()"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as other:

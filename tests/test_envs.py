@@ -15,11 +15,12 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from PIL import Image
 
+import commands
 import envs
-import runs
+from commands import BadInput
 from conftest import ROOT
 from envs import TASKS, TRAIN_SEED, Simulators, defaults_of, make_env, make_vec, task_named
-from runs import BadInput, load_torch, save_torch
+from files import load_torch, save_torch
 from task import Chunked, Task, check_horizons
 
 PUSHT = TASKS["pusht"]
@@ -193,7 +194,7 @@ with envs.closing(env):
 TELL = """
 import multiprocessing, sys, time, threading
 import envs
-from runs import cli
+from commands import cli
 def tell():
     while len(multiprocessing.active_children()) < 2:
         time.sleep(0.01)
@@ -462,7 +463,7 @@ def test_simulators_go_on(tmp_path, workers):
 def run(monkeypatch, *args):
     """python envs.py with these arguments, in this process."""
     monkeypatch.setattr(sys, "argv", ["envs.py", *map(str, args)])
-    runs.cli(envs.main)
+    commands.cli(envs.main)
 
 
 def test_list_of_tasks(monkeypatch, capsys, tmp_path):

@@ -18,11 +18,11 @@ from torch import nn
 
 import evaluate as module
 from baselines import time_dim
+from commands import BadInput
+from commands import cli as run_cli
 from conftest import ROOT, cli
 from envs import TASKS
 from evaluate import Rollout, bootstrap, count_calls, evaluate, line, rollout, save_gif
-from runs import BadInput
-from runs import cli as run_cli
 from task import observation_space
 from task_pusht import GOAL, PushT
 from test_policy import policy, specs

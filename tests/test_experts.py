@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import experts
+from commands import BadInput, cli
 from data import load
 from envs import TASKS, make_env
 from evaluate import Rollout
 from formats import read
 from policy import Policy
-from runs import BadInput, cli
 from task_pusht import pusht_obs
 
 PUSHT = TASKS["pusht"]

@@ -17,6 +17,7 @@ import pytest
 import zarr
 
 import data
+from commands import BadInput
 from envs import TASKS
 from formats import (
     as_bytes,
@@ -29,7 +30,6 @@ from formats import (
     shapes,
     zarr_array,
 )
-from runs import BadInput
 
 HOPPER = TASKS["hopper"]
 

@@ -11,7 +11,7 @@ import pytest
 
 import fuzz
 import mutations
-from runs import BadInput
+from commands import BadInput
 
 SHORT = ["npz", "zarr", "minari", "adroit", "archive"]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import task_locomotion
+from commands import BadInput
 from conftest import ROOT
 from envs import TASKS, make_env
-from runs import BadInput
 from task_locomotion import agent, record, train
 
 HOPPER = TASKS["hopper"]

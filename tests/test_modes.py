@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import modes
-from runs import BadInput
+from commands import BadInput
 from task_pusht import PushT, pusht_obs
 
 # ---- the two tasks -------------------------------------------------------------------------------

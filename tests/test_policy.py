@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 import policy as module
+from commands import BadInput
 from envs import TASKS
 from evaluate import count_calls
+from files import load_torch, save_torch
 from policy import FORMAT, Normalizer, Policy, bounds, data_ranges
-from runs import BadInput, load_torch, save_torch
 
 SHAPE = {
     "task": "pusht",

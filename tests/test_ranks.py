@@ -18,9 +18,11 @@ import torch
 
 import dbp_train
 import dbpo_ppo
+from commands import BadInput
 from conftest import ROOT, write_demos
+from files import load_torch
 from ranks import ALONE, Ranks, of_torchrun
-from runs import BadInput, load_torch, read_log
+from runs import read_log
 from test_dbpo import same_training as same_stage_2
 from test_dbpo_loss import make_policy
 from test_train import same_training as same_stage_1

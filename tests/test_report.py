@@ -14,10 +14,10 @@ import dbpo_ppo
 import plots
 import report
 import reproduce
+from commands import BadInput, cli
 from conftest import ROOT
 from envs import TASKS
 from experiments import ABLATIONS, CLAIMS, CLOUDS, EXPERIMENTS, TABLE_2, TABLE_2_COLUMNS
-from runs import BadInput, cli
 from tables import Interval, Results, interval, merge, paired, read, rows_of, select
 
 RESULTS = Results(ROOT / "results")

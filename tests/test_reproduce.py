@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import reproduce
+from commands import BadInput
 from conftest import ROOT
 from data import Windows, load
 from envs import TASKS
 from experiments import EXPERIMENTS
 from formats import save_npz
 from plots import FIGURES
-from runs import BadInput
 from tables import Results, read
 
 TINY = ["--dims", 8, 16, "--device", "cpu", "--one-process"]
@@ -191,7 +191,7 @@ def test_damaged_flags_are_told(tmp_path, text):
 def test_a_run_that_another_process_makes_is_told(pusht, tmp_path, capfd):
     """The trainer says which process holds its folder, and no row is written."""
     code = (
-        "import runs, sys, time; lock = runs.Lock(sys.argv[1]); print(1, flush=True); "
+        "import files, sys, time; lock = files.Lock(sys.argv[1]); print(1, flush=True); "
         "time.sleep(60)"
     )
     out = tmp_path / "runs" / "pusht-bc-steps2-dims8-dims16-seed0"
@@ -224,7 +224,7 @@ time.sleep(60)
 @pytest.mark.parametrize("sent, code, told", [("INT", 130, "saved\n"), ("KILL", -9, "")])
 def test_a_trainer_ends_with_its_parent(sent, code, told):
     """After Ctrl-C it is told once, saves, and is waited for; and nothing more is said."""
-    script = "import sys, envs, runs; runs.cli(lambda: envs.run_program(sys.argv[1:]))"
+    script = "import sys, envs, runs; commands.cli(lambda: envs.run_program(sys.argv[1:]))"
     p = subprocess.Popen(
         [sys.executable, "-c", script, sys.executable, "-c", STANDIN],
         cwd=ROOT,

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from runs import BadInput
+from commands import BadInput
 from task import PPO_DEFAULTS, Chunked, Task, check_horizons, dtype_of, observation_space
 
 # ---- horizons ------------------------------------------------------------------------------------

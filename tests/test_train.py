@@ -24,19 +24,21 @@ import pytest
 import torch
 from torch import nn
 
+import commands
 import dbp_train
 import drift
 import envs
-import runs
 import saves
+from commands import BadInput
 from conftest import ROOT, cli, write_demos
 from data import Windows, load
 from dbp_train import EMA, Budget, check_shares, chosen_dims, lr_factor, progress
 from envs import TASKS
+from files import load_torch, save_torch
 from formats import save_npz
 from policy import Policy
 from ranks import ALONE
-from runs import BadInput, load_torch, read_log, save_torch
+from runs import read_log
 
 SMALL = shlex.split(
     "--dims 8 16 --batch 8 --episodes 1 --device cpu --warmup 20 --lr 2e-3 --seed 0 --one-process"
@@ -51,7 +53,7 @@ def parsed(*flags):
 
 def train(*flags):
     """dbp_train.py with SMALL and these flags, in this process."""
-    runs.cli(lambda: dbp_train.train(parsed(*flags)))
+    commands.cli(lambda: dbp_train.train(parsed(*flags)))
 
 
 @pytest.fixture
@@ -574,7 +576,7 @@ def ends_with(capsys, *flags):
     """The exit code and the last line on stderr of a training that ends early."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        runs.cli(lambda: saves.run_until_interrupted(dbp_train.train, parsed(*flags)))
+        commands.cli(lambda: saves.run_until_interrupted(dbp_train.train, parsed(*flags)))
     return e.value.code, capsys.readouterr().err.splitlines()[-1]
 
 
