@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -465,10 +466,10 @@ def told(e):
     return f"{traceback.format_exc()}\n{type(e).__name__}: {first[:150]}"
 
 
-def line_of(words, outcome):
+def line_of(words):
     """The line of the project that a failure was in, as policy.py:97, from its traceback."""
     found = re.findall(rf'File "{re.escape(str(ROOT))}/((?:tests/)?\w+\.py)", line (\d+)', words)
-    newest_first = outcome in ("crash", "hang")  # as faulthandler writes them
+    newest_first = "most recent call first" in words  # as faulthandler writes them
     return ":".join(found[0 if newest_first else -1]) if found else ""
 
 
@@ -499,7 +500,7 @@ def runnable(pid):
     return stat_of(pid)[:1] == ["R"]
 
 
-def work(connection, folder, seed, targets, limit):
+def work(connection, folder, seed, targets):
     """The worker: damage and read one case for each number that comes; answer what came of it.
 
     First the undamaged files are read, which must succeed, and imports everything.
@@ -508,6 +509,7 @@ def work(connection, folder, seed, targets, limit):
     warnings.simplefilter("ignore")
     trace = open(folder / "trace.txt", "w")
     faulthandler.enable(trace)
+    faulthandler.register(signal.SIGUSR1, trace, all_threads=False)  # the watch asks where it is
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -523,13 +525,11 @@ def work(connection, folder, seed, targets, limit):
         connection.send((target, damage(case, target, rng)))
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here on
-        faulthandler.dump_traceback_later(limit / 2, repeat=True, file=trace)
         worst = ("accepted", "")
         for call in TARGETS[target].calls(case):
             found = outcome_of(call)
             if OUTCOMES.index(found[0]) > OUTCOMES.index(worst[0]):
                 worst = found
-        faulthandler.cancel_dump_traceback_later()
         peak = memory_of("self", "VmHWM")
         if peak > MEMORY:
             worst = ("memory", f"{peak / 1e6:.0f} MB\n{worst[1]}")
@@ -567,7 +567,7 @@ class Watch:
         """Start a worker. Raises BadInput if it does not take the undamaged files."""
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        about = (theirs, self.folder, self.seed, self.targets, self.limit)
+        about = (theirs, self.folder, self.seed, self.targets)
         self.process = context.Process(target=work, args=about, daemon=True)
         self.process.start()
         theirs.close()
@@ -604,7 +604,7 @@ class Watch:
         if outcome in ("crash", "hang", "memory"):
             self.stop()
         if outcome in FAILURES:
-            kind = (target, outcome, line_of(words, outcome))
+            kind = (target, outcome, line_of(words))
             self.kinds[kind].append(number)
             last = words.strip().split("\n")[-1]
             print(f"case {number}: {' '.join(kind)}: {done[:150]}: {last[:200]}", flush=True)
@@ -624,10 +624,16 @@ class Watch:
             last = now
             memory = memory_of(pid, "VmRSS")
             if memory > KILL:
-                return "memory", f"{memory / 1e6:.0f} MB and growing", memory
+                return "memory", f"{self.asked()}\n{memory / 1e6:.0f} MB and growing", memory
             if waited + computed(pid) - before > self.limit:
-                return "hang", f"{self.trace()}\nmore than {self.limit:g} s", memory
+                return "hang", f"{self.asked()}\nmore than {self.limit:g} s", memory
         return self.connection.recv()
+
+    def asked(self):
+        """Where the worker is: it is asked, and has a second to answer."""
+        os.kill(self.process.pid, signal.SIGUSR1)
+        time.sleep(1)
+        return self.trace()
 
     def trace(self):
         """Where the worker was, as faulthandler wrote it."""

@@ -5,6 +5,7 @@ The run of an hour, with checkpoints and the states of trainings, is the command
 
 import dataclasses
 import os
+import signal
 import time
 
 import pytest
@@ -74,6 +75,7 @@ def test_what_comes_of_a_call(call, outcome):
 
 def broken_worker(connection, *about):
     """A worker that fails at each case in another way."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     connection.send([])
     while (number := connection.recv()) is not None:
         connection.send(("npz", "damaged"))
