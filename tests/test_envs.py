@@ -425,8 +425,10 @@ def test_every_seed_has_start_seeds_that_simulators_take(seed):
 def test_start_seeds_go_round():
     sims = Simulators(LINE, 3, T_o=1, T_a=2, workers=False)
     sims.next = 2**32 - 1
-    assert sims._new_seeds(2).tolist() == [2**32 - 1, TRAIN_SEED]
-    assert sims._new_seeds(1).tolist() == [TRAIN_SEED + 1]
+    sims._new_seeds(np.array([True, False, True]))
+    assert sims.seeds.tolist() == [2**32 - 1, TRAIN_SEED + 1, TRAIN_SEED]
+    sims._new_seeds(np.array([False, True, False]))
+    assert sims.seeds.tolist() == [2**32 - 1, TRAIN_SEED + 1, TRAIN_SEED]
 
 
 @pytest.mark.parametrize("workers", [True, False])
