@@ -9,8 +9,10 @@ import csv
 import errno
 import io
 import os
+import re
 import socket
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -149,6 +151,8 @@ def _replace(path, write):
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(fd, "wb") as f:
+            if fcntl:
+                fcntl.flock(f, fcntl.LOCK_EX)  # says that its writer lives
             write(f)
             f.flush()
             os.fsync(f.fileno())
@@ -157,6 +161,20 @@ def _replace(path, write):
     except BaseException:
         os.unlink(temporary)
         raise
+    _delete_leftovers(path)
+
+
+def _delete_leftovers(path):
+    """Delete the temporary files beside path that a killed writer left: nobody holds their lock."""
+    if not fcntl:
+        return
+    name = re.compile(re.escape(f".{path.name[:100]}.") + "[a-z0-9_]{8}")
+    for left in path.parent.iterdir():
+        if name.fullmatch(left.name):
+            with contextlib.suppress(OSError), open(left) as f:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.path.getmtime(left) > 1:  # else it may not be locked yet
+                    left.unlink()
 
 
 def _write_through(path, write):

@@ -1,5 +1,6 @@
 """files.py: atomic files, damaged and hostile ones, outputs that cannot be written."""
 
+import fcntl
 import os
 import resource
 import zipfile
@@ -29,6 +30,24 @@ def test_atomic(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["x.txt"]
     atomic(path, lambda f: f.write(b"new"))
     assert path.read_bytes() == b"new" and os.listdir(path.parent) == ["x.txt"]
+
+
+def test_atomic_deletes_what_a_kill_left(tmp_path):
+    """But not what another process is writing, nor files that are not its own."""
+    left = tmp_path / ".x.txt.abcd_123"
+    held = tmp_path / ".x.txt.abcd_456"
+    others = [tmp_path / ".y.txt.abcd_123", tmp_path / ".x.txt.backup", tmp_path / ".x.txt.new"]
+    for path in (left, held, *others):
+        path.write_text("half")
+        os.utime(path, (0, 0))
+    with open(held) as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        atomic(tmp_path / "x.txt", lambda f: f.write(b"whole"))
+    assert not left.exists() and held.exists() and all(path.exists() for path in others)
+    fresh = tmp_path / ".x.txt.abcd_789"
+    fresh.write_text("just made")
+    atomic(tmp_path / "x.txt", lambda f: f.write(b"whole"))
+    assert fresh.exists() and not held.exists()
 
 
 def test_atomic_shows_no_half_file(tmp_path):

@@ -1,5 +1,7 @@
 """startup.py: Ctrl-C while a script imports its libraries, and the end of torchrun."""
 
+import startup
+
 import os
 import signal
 import subprocess
@@ -61,3 +63,13 @@ def test_nothing_is_done_where_another_program_runs():
     code = "import startup, runs, signal; print(signal.getsignal(signal.SIGINT).__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "default_int_handler\n"
+
+
+@pytest.mark.parametrize("given", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_spin_less_unless_the_user_has_said_how(given):
+    environ = {given: "PASSIVE", "HOME": "/"}
+    startup.spin_less(environ)
+    assert environ == {given: "PASSIVE", "HOME": "/"}
+    environ = {"HOME": "/"}
+    startup.spin_less(environ)
+    assert environ == {"GOMP_SPINCOUNT": "10000", "HOME": "/"}
