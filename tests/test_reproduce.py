@@ -224,7 +224,7 @@ time.sleep(60)
 @pytest.mark.parametrize("sent, code, told", [("INT", 130, "saved\n"), ("KILL", -9, "")])
 def test_a_trainer_ends_with_its_parent(sent, code, told):
     """After Ctrl-C it is told once, saves, and is waited for; and nothing more is said."""
-    script = "import sys, envs, runs; commands.cli(lambda: envs.run_program(sys.argv[1:]))"
+    script = "import sys, commands, envs; commands.cli(lambda: envs.run_program(sys.argv[1:]))"
     p = subprocess.Popen(
         [sys.executable, "-c", script, sys.executable, "-c", STANDIN],
         cwd=ROOT,
