@@ -64,7 +64,7 @@ class Camera:
         return R.reshape(3, 3)
 
     def directions(self):
-        """Unit vectors through the pixels' centres, row after row from the top left: (size², 3)."""
+        """Unit vectors through the pixels' centres, row by row from the top left: (size², 3)."""
         return pixel_directions(self)
 
 
@@ -223,7 +223,7 @@ def farthest(points, n):
     p = points - points.mean(0, dtype=np.float64)
     square = (p * p).sum(1)
     one = np.ones(len(p))
-    # |p - q|² = p · (-2 q) + 1 · |q|² + |p|² · 1: one product gives all p's distances to a point q.
+    # |p - q|² = p · (-2 q) + 1 · |q|² + |p|² · 1: one product gives all distances to a q.
     here = np.stack([*p.T, one, square]).T  # (N, 5), column after column, which is the fastest
     there = np.stack([*(-2 * p.T), square, one], axis=1)  # (N, 5)
     taken = np.zeros(n, np.int64)
