@@ -330,7 +330,14 @@ def stage2_run(args, init, out, calls):
     Returns the flags it ran with, and its log's rows but for the first iteration's.
     """
     flags = ["--init", init, "--out", out, "--device", args.device, "--num-iterations", 4]
-    flags += ["--critic-warmup", 0, "--target-kl", 1e9, "--lr", 1e-9]  # every update in full
+    flags += [
+        "--critic-warmup",
+        0,
+        "--sigma",
+        0.1,
+        "--lr",
+        1e-9,
+    ]  # nothing is measured, nothing moves
     flags += ["--eval-every", 0, "--episodes", 1]
     for name in ("num_envs", "num_steps", "threads"):
         if getattr(args, name):

@@ -25,39 +25,64 @@ LOG_2_PI = math.log(2 * math.pi)
 # ---- the actor and its likelihood ---------------------------------------------------------------
 
 
-def log_prob(a, mu, log_sigma, ran):
-    """Eqs. 13, 48, 57: log N(a; mu, sigma) summed over the coordinates that ran -> (B,) (note 8).
+def mixing(T_a, rho):
+    """L (T_a, T_a), lower triangular, of the noise of a chunk: steps i and j of L w are correlated.
+
+    Their correlation is rho ** |i - j| if w is white, so that L L' is the covariance C of a chunk's
+    noise in units of sigma ** 2 (note 32).
+    """
+    step = torch.arange(T_a, dtype=torch.float64)
+    return torch.linalg.cholesky(rho ** (step[:, None] - step).abs()).float()
+
+
+def natural(mu, mix):
+    """mu (B, T_a, D_a) itself; its gradient g becomes C g, the natural gradient (note 32).
+
+    C = L L' with mix = L. An update then changes chunks as the noise has tried them: smoothly. The
+    plain gradient C^-1 (a - mu) A is largest where the noise is smallest and tells least.
+    """
+    if mu.requires_grad:
+        mu = mu.clone()
+        mu.register_hook(lambda g: mix @ (mix.T @ g))
+    return mu
+
+
+def log_prob(a, mu, log_sigma, ran, mix):
+    """Eqs. 13, 48, 57: log N(a; mu, sigma) of the coordinates that ran -> (B,) (note 8).
 
     a, mu, log_sigma (B, T_a, D_a): the un-clipped sample of the executed prefix, its mean and log
     standard deviation. ran (B, T_a): 1 where the environment ran the action, 0 after an episode's
-    end.
+    end. mix (T_a, T_a): see `mixing`. It is lower triangular, so that the likelihood of a prefix
+    needs no more than the prefix: the sum over the steps that ran is exact.
     """
-    each = -0.5 * ((a - mu) * torch.exp(-log_sigma)).square() - log_sigma - 0.5 * LOG_2_PI
+    e = (a - mu) * torch.exp(-log_sigma)
+    white = torch.linalg.solve_triangular(mix, e, upper=False)
+    each = -0.5 * white.square() - log_sigma - mix.diagonal().log()[:, None] - 0.5 * LOG_2_PI
     return (each.sum(-1) * ran).sum(-1)
 
 
-def entropy(log_sigma, ran):
+def entropy(log_sigma, ran, mix):
     """Eq. 53: the entropy of the executed prefix's Gaussian, in nats -> (B,)."""
-    return ((log_sigma + 0.5 * math.log(2 * math.pi * math.e)).sum(-1) * ran).sum(-1)
+    each = log_sigma + mix.diagonal().log()[:, None] + 0.5 * math.log(2 * math.pi * math.e)
+    return (each.sum(-1) * ran).sum(-1)
 
 
 class Actor(nn.Module):
-    """The policy with a noise head: pi(a | o, z) = N(mu(o, z), diag sigma(o)^2) (Eqs. 12, 43-46).
+    """The policy with a noise head: pi(a | o, z) = N(mu(o, z), sigma(o)^2 C) (Eqs. 12, 43-46).
 
-    sigma: the initial noise; sigma_range: its bounds. shift: added to log sigma and to its bounds,
-    which is how the noise is annealed.
+    sigma: what an untrained head gives, set anew as the noise is annealed; sigma_range: the bounds
+    as multiples of it, below and above 1; rho: see `mixing`.
     """
 
-    def __init__(self, policy, sigma, sigma_range):
+    def __init__(self, policy, sigma, sigma_range, rho):
         super().__init__()
         self.policy = policy
-        self.low = math.log(sigma_range[0])
-        self.width = math.log(sigma_range[1]) - self.low
-        self.shift = 0.0
+        self.register_buffer("mix", mixing(policy.T_a, rho).to(policy.device))
+        self.sigma = sigma
+        self.below, self.above = (math.log(factor) for factor in sigma_range)
         self.head = nn.Linear(EMBED, policy.T_a * policy.D_a).to(policy.device)
         nn.init.zeros_(self.head.weight)
-        share = (math.log(sigma) - self.low) / self.width
-        nn.init.constant_(self.head.bias, math.log(share / (1 - share)))
+        nn.init.constant_(self.head.bias, math.log(-self.below / self.above))  # log sigma + 0
 
     def forward(self, obs, z):
         """Eqs. 43-45: mu (B, T_p, D_a) and log sigma (B, T_a, D_a) of the executed prefix.
@@ -69,18 +94,22 @@ class Actor(nn.Module):
         h = net.embed(self.policy.features(obs))  # (B, EMBED)
         mu = net.generate(z, h)
         raw = self.head(h).unflatten(-1, (self.policy.T_a, -1))
-        return mu, self.shift + self.low + self.width * torch.sigmoid(raw)
+        share = torch.sigmoid(raw)
+        return mu, math.log(self.sigma) + self.below + (self.above - self.below) * share
 
 
 class Critic(nn.Module):
-    """V(o), with an encoder of its own that begins as the policy's: obs -> (B,)."""
+    """V(o, progress), with an encoder of its own that begins as the policy's.
+
+    It alone knows how far the episode has come, and acts in no roll-out (note 22).
+    """
 
     def __init__(self, policy, width=256):
         super().__init__()
         self.norms = copy.deepcopy(policy.norm_obs)
         self.encoder = copy.deepcopy(policy.encoder)
         self.net = nn.Sequential(
-            nn.Linear(policy.encoder.size, width),
+            nn.Linear(policy.encoder.size + 2, width),
             nn.SiLU(),
             nn.Linear(width, width),
             nn.SiLU(),
@@ -88,9 +117,10 @@ class Critic(nn.Module):
         )
         self.to(policy.device)
 
-    def forward(self, obs):
-        """obs {name: (B, T_o, ...)} -> values (B,)."""
-        return self.net(encode(obs, self.norms, self.encoder)).squeeze(-1)
+    def forward(self, obs, progress):
+        """obs {name: (B, T_o, ...)}, progress (B, 2) of envs.Simulators -> values (B,)."""
+        features = encode(obs, self.norms, self.encoder)
+        return self.net(torch.cat([features, progress], 1)).squeeze(-1)
 
 
 # ---- advantages ---------------------------------------------------------------------------------
@@ -142,8 +172,7 @@ class ReturnScale:
 def gae(reward, value, next_value, ended, gamma, lam):
     """Generalised advantages; all arguments and the result are (S, N), time first.
 
-    ended (terminated or truncated) cuts the trace. What an end is worth is for next_value to say:
-    0, or the value of the last observation where the episode was truncated (note 22).
+    ended (terminated or truncated) cuts the trace, and next_value is 0 there (note 22).
     """
     delta = reward + gamma * next_value - value
     advantage = torch.empty_like(reward)
@@ -164,7 +193,8 @@ def actor_loss(actor, b, args, anchor):
     anchor (B, T_p, D_a), the frozen Stage-1 policy's chunk. anchor: the weight lambda now.
     """
     mu, log_sigma = actor(b["obs"], b["z"])
-    new = log_prob(b["a"], actor.policy.executed(mu), log_sigma, b["ran"])
+    mean = natural(actor.policy.executed(mu), actor.mix)
+    new = log_prob(b["a"], mean, log_sigma, b["ran"], actor.mix)
     log_ratio = new - b["log_prob"]
     if args.per_dimension:
         log_ratio = log_ratio / (b["ran"].sum(-1) * actor.policy.D_a)
@@ -173,7 +203,7 @@ def actor_loss(actor, b, args, anchor):
     A = b["advantage"]
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     surrogate = torch.min(ratio * A, clipped * A).mean()  # Eqs. 15, 51
-    ent = entropy(log_sigma, b["ran"]).mean()  # Eq. 53
+    ent = entropy(log_sigma, b["ran"], actor.mix).mean()  # Eq. 53
     pull = torch.zeros((), device=mu.device)
     if anchor:
         pull = (mu - b["anchor"]).square().sum((-2, -1)).mean()  # Eqs. 16, 54
@@ -193,7 +223,7 @@ def actor_loss(actor, b, args, anchor):
 
 def critic_loss(critic, b, args):
     """Eq. 52: 1/2 (V - R)^2, its change clipped by flag -> the loss, and it detached."""
-    value = critic(b["obs"])
+    value = critic(b["obs"], b["progress"])
     error = (value - b["return"]).square()
     if args.clip_value:
         change = (value - b["value"]).clamp(-args.clip_value, args.clip_value)

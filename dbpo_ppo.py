@@ -33,9 +33,10 @@ from commands import (
     step_seed,
 )
 from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae
+from dbpo_noise import noise_for
 from dbpo_rollout import apply, collect, leaves, make_buffer, take, whole_buffer
 from envs import Simulators, closing, defaults_of, task_named
-from evaluate import evaluate, line, log_score
+from evaluate import bootstrap, evaluate, line, log_score, smoothness
 from policy import Policy
 from ranks import ALONE, of_torchrun
 from runs import Run, curves, load_state
@@ -85,22 +86,20 @@ def update(
     batch,
     max_grad_norm,
     generator,
-    target_kl=math.inf,
     ranks=ALONE,
 ):
     """Epochs of minibatches over the buffer, for the actor or the critic.
 
     loss_of maps a minibatch to (loss, detached figures). ranks: the processes, which hold the same
-    buffer and share each minibatch. It stops after an epoch whose KL exceeds target_kl. Figures are
-    copied to the host once an epoch. Returns their means over the last epoch, those of the first
-    minibatch, before any step, and the number of epochs. Raises FloatingPointError if a loss or a
-    gradient was not finite.
+    buffer and share each minibatch. Figures are copied to the host once. Returns their means over
+    the last epoch, and those of the first minibatch, before any step. Raises FloatingPointError if
+    a loss or a gradient was not finite.
     """
     flat = apply(lambda v: v.flatten(0, 1), buffer)
     n = len(flat["z"])
     first = None
     finite = []  # of each minibatch, a number that is finite if its loss and its gradient are
-    for done in range(1, epochs + 1):
+    for _ in range(epochs):
         seen = []
         weights = []
         for i in torch.randperm(n, device=flat["z"].device, generator=generator).split(batch):
@@ -118,18 +117,14 @@ def update(
         names = list(now)
         if first is None:
             first = over_processes(seen[:1], weights[:1], names, ranks)[0]
-        if done == epochs or target_kl < math.inf:
-            means = over_processes(seen, weights, names, ranks).mean(0)
-            figures = dict(zip(names, means.tolist()))
-            if figures.get("kl", 0) > target_kl:
-                break
+    last = over_processes(seen, weights, names, ranks).mean(0)
     bad = first_not_finite(ranks.total(torch.stack(finite)).unbind())
     if bad is not None:
         name = type(module).__name__.lower()
         raise FloatingPointError(
             f"the {name}'s loss or gradient was not finite at update {bad + 1}"
         )
-    return figures, dict(zip(names, first.tolist())), done
+    return dict(zip(names, last.tolist())), dict(zip(names, first.tolist()))
 
 
 def over_processes(seen, weights, names, ranks):
@@ -146,19 +141,16 @@ def over_processes(seen, weights, names, ranks):
 
 
 def advantages(buffer, scale, args):
-    """Scale the rewards, fill in returns and normalised advantages. Returns two figures."""
+    """Scale the rewards, fill in returns and normalised advantages. Returns two figures.
+
+    The critic's targets have a lambda of their own (note 24).
+    """
     ended = buffer["ended"]
     std = scale.update(buffer["reward"].cpu().numpy(), ended.cpu().numpy())
     buffer["reward"] /= std  # note 11
-    advantage = gae(
-        buffer["reward"],
-        buffer["value"],
-        buffer["next_value"],
-        ended,
-        args.gamma,
-        args.gae_lambda,
-    )
-    buffer["return"] = advantage + buffer["value"]
+    known = [buffer[k] for k in ("reward", "value", "next_value", "ended")]
+    buffer["return"] = gae(*known, args.gamma, args.critic_lambda) + buffer["value"]
+    advantage = gae(*known, args.gamma, args.gae_lambda)
     buffer["advantage"] = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     left = (buffer["return"] - buffer["value"]).var()
     explained = 1 - left / buffer["return"].var().clamp_min(1e-12)
@@ -174,18 +166,33 @@ def anchor_weight(it, args):
     return args.anchor + part * (args.anchor_final - args.anchor)
 
 
-def learning_rates(it, args):
-    """The critic's and the actor's learning rates: a cosine; the actor's rises first (note 24)."""
+def learning_rates(it, pace, args):
+    """The critic's and the actor's learning rates: a cosine; the actor's rises first (note 24).
+
+    pace: a factor of the actor's, see `paced`.
+    """
     cosine = 0.5 * (1 + math.cos(math.pi * it / args.num_iterations))
     factor = args.lr_final + (1 - args.lr_final) * cosine
     ramp = min(max(it - args.critic_warmup + 1, 0) / RAMP, 1.0)
-    return args.lr_critic * factor, args.lr * factor * ramp
+    return args.lr_critic * factor, args.lr * factor * ramp * pace
 
 
-def noise_shift(it, args):
-    """What is added to log sigma: 0, then evenly down to log(sigma_final / sigma) (note 12)."""
-    share = max(it / args.num_iterations - args.sigma_hold, 0) / (1 - args.sigma_hold)
-    return share * math.log(args.sigma_final / args.sigma)
+def paced(pace, kl, target_kl):
+    """The pace after an update with that KL: slower if it went too far, faster if not far enough.
+
+    The same learning rate moves a policy the further, in KL, the less noise it has. The KL of an
+    update is what has to stay the same, so the rate follows it (note 34).
+    """
+    if kl > 1.5 * target_kl:
+        return pace / 1.3
+    if kl < target_kl / 1.5:
+        return pace * 1.3
+    return pace
+
+
+def annealed(sigma, it, args):
+    """The noise at an iteration: sigma at first, its share sigma_final at the end (note 12)."""
+    return sigma * args.sigma_final ** (it / args.num_iterations)
 
 
 # ---- training -----------------------------------------------------------------------------------
@@ -205,17 +212,21 @@ class Training:
         self.interrupts = Interrupts(quiet=not ranks.first)
         self.timer = Timer(args.save_every)
         self.frozen = copy.deepcopy(policy).requires_grad_(False)  # theta_0 of Eq. 16
-        self.actor = Actor(policy, args.sigma, args.sigma_range)
+        self.sigma = args.sigma
+        self.actor = Actor(policy, math.nan, args.sigma_range, args.rho)
         self.critic = Critic(policy)
         self.opt_critic = torch.optim.Adam(self.critic.parameters(), eps=1e-5, fused=True)
         self.opt_actor = torch.optim.Adam(self.actor.parameters(), eps=1e-5, fused=True)
         self.it = 0
+        self.pace = 1.0
         self.env_steps = 0
         self.minutes = 0.0
         self.best = -math.inf
         self.out = Path(args.out)
         self.flags = flags_of(args)
         state = self.restored() if args.resume else {"episodes": None, "scale": None}
+        if self.sigma is None:
+            self.sigma = self.measured()
         self.actor_loss = ranks.sharing(self.actor, actor_loss)
         self.critic_loss = ranks.sharing(self.critic, critic_loss)
         self.sims = Simulators(
@@ -252,7 +263,7 @@ class Training:
         Raises BadInput if the run folder's files are damaged.
         """
         args = self.args
-        needs = {"step", "iteration", "minutes", "best", "episodes", "scale"}
+        needs = {"step", "iteration", "minutes", "best", "episodes", "scale", "sigma", "pace"}
         needs |= {"head", "critic", "moments"}
         with restoring(self.out):
             state = load_state(args, "cpu", needs, FREE_ON_RESUME)
@@ -271,12 +282,24 @@ class Training:
             self.it = counter(state, "iteration")
             self.env_steps = counter(state, "step")
             self.minutes = number(state, "minutes")
+            self.sigma = number(state, "sigma", 1e-9)
+            self.pace = number(state, "pace", 1e-9)
             self.best = state["best"]
             if type(self.best) is not float or math.isnan(self.best):
                 raise ValueError("best is no number")
             check_episodes(state["episodes"], args.num_envs, self.policy, self.task)
             check_scale(state["scale"], args.num_envs)
         return state
+
+    def measured(self):
+        """The noise that the policy bears; the first process measures it for all."""
+        found = []
+        if self.ranks.first:
+            workers = not self.args.one_process
+            sigma, why = noise_for(self.policy, self.task, self.args.rho, workers=workers)
+            print(why)
+            found.append(sigma)
+        return self.ranks.gathered(found)[0]
 
     def announce(self):
         """Print what is trained, and how large the buffer is."""
@@ -295,6 +318,8 @@ class Training:
             "iteration": self.it,
             "minutes": self.minutes,
             "best": self.best,
+            "sigma": self.sigma,
+            "pace": self.pace,
             "episodes": self.sims.state(),
             "scale": self.scale.state(),
             "flags": self.flags,
@@ -346,25 +371,65 @@ class Training:
             self.policy.save(self.out / "best.pt", flags=self.flags, step=self.env_steps)
 
     def finish(self):
-        """Score the last policy on the standard starts, draw the curves, print the last line."""
+        """Compare before and after on the standard starts, draw the curves, print the last line."""
         self.bar.close()
-        result = self.evaluated()
+        best, _ = Policy.load(self.out / "best.pt", self.args.device)
+        best.set_executed(self.policy.T_a)
+        before, after, chosen = (self.standard(p) for p in (self.frozen, self.policy, best))
         if not any("final_score" in row for row in self.run.rows):
-            final = {f"final_{k}": result[k] for k in ("score", "success") if k in result}
-            self.run.log(self.env_steps, **final)
+            results = {"before": before, "final": after, "best": chosen}
+            told = {
+                f"{name}_{k}": result[k]
+                for name, result in results.items()
+                for k in ("score", "success", "jerk")
+                if result.get(k) is not None
+            }
+            self.run.log(self.env_steps, **told)
         curves(self.run, self.out / "curves.png", PANELS, x="environment steps")
         self.run.close()  # last: log.csv says that the run is finished
+        print(f"before: {line(before)}\nafter: {line(after)}\nbest.pt: {line(chosen)}")
         print(
-            f"{line(result)}  {self.env_steps} environment steps, {self.minutes:.1f} min of "
-            f"training  {self.out}/ckpt.pt"
+            f"{verdict(before, after, chosen, self.out)}  {self.env_steps} environment steps, "
+            f"{self.minutes:.1f} min of training"
         )
+
+    def standard(self, policy):
+        """What evaluate says of a policy on the standard starts, with the jerk of its motion."""
+        workers = not self.args.one_process
+        result, r = evaluate(policy.eval(), self.task, self.args.episodes, workers=workers)
+        return {**result, "jerk": smoothness(r, policy.T_o, policy.T_a)["jerk"]}
+
+
+def verdict(before, after, best, out):
+    """The last line: what was gained on the same starts, and the file to use.
+
+    before, after, best: results of evaluate. ckpt.pt is the file if it gained for sure, that is,
+    if the 95 % interval of the paired differences lies above 0; if not, best.pt if that did; else
+    init.pt, what the run began with.
+    """
+    digits = 3 if "success" in before else 0
+    gains = {}
+    for name, result in (("ckpt.pt", after), ("best.pt", best)):
+        difference = np.subtract(result["scores"], before["scores"])
+        gains[name] = (difference.mean(), *bootstrap(difference))
+    told = [
+        f"{name} {'gained' if mean >= 0 else 'lost'} {abs(mean):.{digits}f} "
+        f"[{low:.{digits}f}, {high:.{digits}f}]"
+        for name, (mean, low, high) in gains.items()
+    ]
+    sure = [name for name, (_, low, _) in gains.items() if low > 0]
+    use = f"use {out}/{sure[0]}" if sure else f"nothing was gained for sure: use {out}/init.pt"
+    jerk = ""
+    if before["jerk"] is not None and after["jerk"] is not None:  # None: episodes of 3 steps
+        jerk = f", jerk {before['jerk']:.3g} -> {after['jerk']:.3g}"
+    scores = f"score {before['score']:.{digits}f} -> {after['score']:.{digits}f}"
+    return f"{scores}{jerk}: {', '.join(told)}: {use}"
 
 
 def check_episodes(found, n, policy, task):
     """Refuse what no Simulators.state() gave for n simulators. Raises ValueError."""
     check_tensor(found["seeds"], (n,), torch.int64, "seeds")
     check_tensor(found["score"], (n,), torch.float64, "score")
-    check_tensor(found["last"].nan_to_num(), (n,), torch.float64, "last")
     if not ((found["seeds"] >= 0) & (found["seeds"] < START_SEEDS)).all():
         raise ValueError("start seeds are out of range")
     if counter(found, "next") >= 2**62 or len(found["past"]) != n:
@@ -404,10 +469,10 @@ def iterate(run, generator):
     clock = time.perf_counter()
     generator.manual_seed(step_seed(args.seed, run.it))  # all noise depends on `it`: resume
     anchor = anchor_weight(run.it, args)
-    lr_critic, lr = learning_rates(run.it, args)
+    lr_critic, lr = learning_rates(run.it, run.pace, args)
     run.opt_critic.param_groups[0]["lr"] = lr_critic
     run.opt_actor.param_groups[0]["lr"] = lr
-    run.actor.shift = noise_shift(run.it, args)
+    run.actor.sigma = annealed(run.sigma, run.it, args)
 
     frozen = run.frozen if anchor else None
     scores, simulator_s = collect(
@@ -422,7 +487,7 @@ def iterate(run, generator):
         "generator": generator,
         "ranks": run.ranks,
     }
-    fitted, _, _ = update(
+    fitted, _ = update(
         run.critic,
         run.opt_critic,
         lambda b: run.critic_loss(b, args),
@@ -433,17 +498,18 @@ def iterate(run, generator):
     )
     figures.update(fitted)
     if run.it >= args.critic_warmup:
-        last, first, epochs = update(
+        last, first = update(
             run.actor,
             run.opt_actor,
             lambda b: run.actor_loss(b, args, anchor),
             buffer,
             epochs=args.update_epochs,
             batch=args.minibatch_size,
-            target_kl=args.target_kl,
             **shared,
         )
-        figures.update(last, off=first["off"], epochs=epochs)  # off: before any step, so about 0
+        figures.update(last, off=first["off"])  # off: before any step, so about 0
+        if run.it >= args.critic_warmup + RAMP:
+            run.pace = paced(run.pace, last["kl"], args.target_kl)
 
     seconds = time.perf_counter() - clock
     steps = buffer["ran"].sum().item()
@@ -558,27 +624,29 @@ def parse(argv=None):
     g.add_argument(
         "--sigma",
         type=float,
-        help=f"initial noise sigma, normalised action units (Eq. 44) {by_task('sigma')}",
+        help="initial noise sigma, normalised action units (Eq. 44); if not given, what costs the "
+        "policy 5 %% of its score, measured before training",
     )
     g.add_argument(
         "--sigma-range",
         type=float,
         nargs=2,
+        default=(0.3, 2.0),
         metavar=("MIN", "MAX"),
-        help=f"the bounds of sigma (Eq. 45) {by_task('sigma_range')}",
+        help="the bounds of the noise (Eq. 45), as multiples of sigma",
     )
     g.add_argument(
         "--sigma-final",
         type=float,
-        metavar="SIGMA",
-        help="what --sigma, and its bounds by the same factor, shrink to, evenly in the logarithm; "
-        f"None: they stay {by_task('sigma_final')}",
+        metavar="SHARE",
+        help="the share of sigma, and of its bounds, that is left at the end, evenly in the "
+        f"logarithm {by_task('sigma_final')}",
     )
     g.add_argument(
-        "--sigma-hold",
+        "--rho",
         type=float,
-        metavar="SHARE",
-        help="the share of the iterations before the noise shrinks; 0.5 if not given",
+        help="correlation of the noise of one step of a chunk with the next one's; 0: as in the "
+        f"paper {by_task('rho')}",
     )
 
     g = p.add_argument_group("roll-out")
@@ -595,7 +663,7 @@ def parse(argv=None):
         metavar="N",
         help=f"iterations of roll-out and update {by_task('num_iterations')}",
     )
-    g.add_argument("--gamma", type=float, default=0.99, help="discount per chunk")
+    g.add_argument("--gamma", type=float, help=f"discount per chunk {by_task('gamma')}")
     g.add_argument(
         "--inner-gamma",
         type=float,
@@ -608,14 +676,14 @@ def parse(argv=None):
         help=f"reward for ending an episode by success {by_task('success_bonus')}",
     )
     g.add_argument(
-        "--shaping",
-        type=float,
-        help=f"weight of the task's potential in the reward; 0: none {by_task('shaping')}",
-    )
-    g.add_argument(
         "--gae-lambda",
         type=float,
-        help=f"lambda of GAE, per chunk {by_task('gae_lambda')}",
+        help=f"lambda of GAE for the actor, per chunk {by_task('gae_lambda')}",
+    )
+    g.add_argument(
+        "--critic-lambda",
+        type=float,
+        help=f"lambda of the critic's targets; 1: returns {by_task('critic_lambda')}",
     )
     g.add_argument("--one-process", action="store_true", help="keep all simulators in this process")
 
@@ -669,7 +737,8 @@ def parse(argv=None):
     g.add_argument(
         "--target-kl",
         type=float,
-        help=f"no further epoch once an epoch's KL is above {by_task('target_kl')}",
+        help="the KL of an iteration's update, which the actor's learning rate is led to "
+        f"{by_task('target_kl')}",
     )
     g.add_argument(
         "--vf-coef", type=float, default=1.0, help="weight c_v of the value loss (Eq. 52)"
@@ -786,8 +855,6 @@ def fill_defaults(args, task):
     """Give the task's flags their defaults; refuse flags that have no use with the others."""
     if task.score == "sum" and args.success_bonus:
         raise BadInput(f"--success-bonus: {task.name} knows no success, leave it out")
-    if args.shaping and not task.potential:
-        raise BadInput(f"--shaping: {task.name} has no potential, leave it out")
     if args.anchor == 0:
         refuse_flags(args, ("anchor_final", "anchor_iters"), "--anchor 0")
     for k, value in task.stage2.items():
@@ -795,11 +862,6 @@ def fill_defaults(args, task):
             setattr(args, k, value)
     if args.anchor_final is None:
         args.anchor_final = 0.1 * args.anchor
-    if args.sigma_final is None:
-        refuse_flags(args, ("sigma_hold",), "a noise that stays (no --sigma-final)")
-        args.sigma_final = args.sigma
-    if args.sigma_hold is None:
-        args.sigma_hold = 0.5
 
 
 def check_ranges(args, task):
@@ -833,7 +895,6 @@ def check_ranges(args, task):
         "vf_coef",
         "ent_coef",
         "success_bonus",
-        "shaping",
         "critic_warmup",
         "anchor",
         "anchor_final",
@@ -842,13 +903,14 @@ def check_ranges(args, task):
     ):
         if not 0 <= getattr(args, k) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
-    if not 0 <= args.sigma_hold < 1:
-        raise BadInput("--sigma-hold must lie in [0, 1)")
-    if not all(0 <= x <= 1 for x in (args.gamma, args.inner_gamma, args.gae_lambda)):
-        raise BadInput("--gamma, --inner-gamma and --gae-lambda must lie in [0, 1]")
+    if not 0 <= args.rho < 1:
+        raise BadInput("--rho must lie in [0, 1)")
+    for k in ("gamma", "inner_gamma", "gae_lambda", "critic_lambda"):
+        if not 0 <= getattr(args, k) <= 1:
+            raise BadInput(f"--{k.replace('_', '-')} must lie in [0, 1]")
     low, high = args.sigma_range
-    if not low < args.sigma < high:
-        raise BadInput(f"--sigma {args.sigma} must lie inside --sigma-range {low} {high}")
+    if not low < 1 < high:
+        raise BadInput(f"--sigma-range {low} {high}: the first must be below 1, the other above")
 
 
 if __name__ == "__main__":

@@ -15,41 +15,27 @@ from dbpo_loss import log_prob
 # ---- the reward ---------------------------------------------------------------------------------
 
 
-def chunk_reward(rewards, before, score, gamma):
+def chunk_reward(rewards, reached, score, gamma):
     """The reward of a chunk from its primitive rewards (N, T_a), NaN after an end -> (N,).
 
-    Where the task's score is a sum of rewards, it is their sum. Where it is the highest reward
-    reached, it is the reward's gain since the step before the chunk, before (N,), NaN at an
-    episode's start: the gains add up to the coverage at the end, and ending an episode by success
-    costs nothing (note 23). gamma discounts inside the chunk.
+    Where the task's score is a sum of rewards, it is their sum. Where it is the highest reward, it
+    is what the chunk adds to the highest so far, reached (N,): over an episode these add up to the
+    score (note 23). gamma discounts inside the chunk.
     """
     if score == "max":
-        rewards = np.diff(rewards, prepend=before[:, None])
+        highest = np.fmax.accumulate(np.column_stack([reached, rewards]), axis=1)
+        rewards = np.diff(highest)
     return np.nansum(rewards * gamma ** np.arange(rewards.shape[1]), axis=1)
 
 
-def reward_of(stepped, obs, task, args):
-    """What PPO is given for a chunk: (N,). stepped: envs.Stepped; obs: the observations before it.
+def reward_of(stepped, task, args):
+    """What PPO is given for a chunk: (N,). stepped: envs.Stepped.
 
-    The chunk's own reward, a bonus for ending an episode by success, and the task's potential as
-    gamma phi(o') - phi(o). phi(o') is 0 after a termination: over an episode that terminates these
-    add up to -phi at its start, which leaves the best policy the best (Ng, Harada and Russell,
-    1999). A time limit is no end, its value is bootstrapped, so there phi(o') stays. Before the
-    update all rewards are divided by the running deviation of the return (note 11).
+    The chunk's own reward, and a bonus for ending an episode by success. Before the update all
+    rewards are divided by the running deviation of the return (note 11).
     """
-    reward = chunk_reward(stepped.rewards, stepped.before, task.score, args.inner_gamma)
-    reward += args.success_bonus * (stepped.terminated & stepped.success)
-    if args.shaping:
-        after = args.shaping * np.where(
-            stepped.terminated, 0.0, task.potential(latest(stepped.obs))
-        )
-        reward += args.gamma * after - args.shaping * task.potential(latest(obs))
-    return reward
-
-
-def latest(obs):
-    """The newest frame of observations {name: (N, T_o, ...)}."""
-    return {name: y[:, -1] for name, y in obs.items()}
+    reward = chunk_reward(stepped.rewards, stepped.reached, task.score, args.inner_gamma)
+    return reward + args.success_bonus * (stepped.terminated & stepped.success)
 
 
 # ---- the buffer ---------------------------------------------------------------------------------
@@ -86,13 +72,13 @@ def make_buffer(policy, S, N):
     }
     return {
         "obs": obs,
+        "progress": zeros(2),
         "z": zeros(policy.T_p, policy.D_a),
         "a": zeros(policy.T_a, policy.D_a),
         "ran": zeros(policy.T_a),
         "anchor": zeros(policy.T_p, policy.D_a),
         "log_prob": zeros(),
         "reward": zeros(),
-        "next_value": zeros(),
         "ended": zeros(),
     }
 
@@ -121,22 +107,21 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
     low = sims.env.single_action_space.low
     high = sims.env.single_action_space.high
     scores = np.full(buffer["reward"].shape, np.nan)
-    truncated_at = []  # (t, n, observation): where an episode was cut off and what was seen last
     simulator_s = 0.0
 
     def numbers(x):
         return torch.as_tensor(x, dtype=torch.float32, device=policy.device)
 
     for t in range(len(buffer["z"])):
-        before = sims.obs
-        obs = policy.tensors(before)
+        obs = policy.tensors(sims.obs)
+        buffer["progress"][t] = numbers(sims.progress())
         z = ranks.share(policy.latent(sims.n, generator=generator))
         if policy.method == "bc":
             z.zero_()  # regression acts with this latent
         mu, log_sigma = actor(obs, z)
         mu = policy.executed(mu)
         noise = torch.randn(sims.n, *mu.shape[1:], device=policy.device, generator=generator)
-        a = mu + log_sigma.exp() * ranks.share(noise)  # Eqs. 12, 46
+        a = mu + log_sigma.exp() * (actor.mix @ ranks.share(noise))  # Eqs. 12, 46
         chunk = np.clip(policy.norm_action.inverse(a).cpu().numpy(), low, high)
         if not np.isfinite(chunk).all():  # simulators may crash on it
             raise FloatingPointError("the policy's actions are not finite")
@@ -150,15 +135,14 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         buffer["z"][t] = z
         buffer["a"][t] = a
         buffer["ran"][t] = ran
-        buffer["log_prob"][t] = log_prob(a, mu, log_sigma, ran)
-        buffer["reward"][t] = numbers(reward_of(stepped, before, task, args))
+        buffer["log_prob"][t] = log_prob(a, mu, log_sigma, ran, actor.mix)
+        buffer["reward"][t] = numbers(reward_of(stepped, task, args))
         ended = stepped.terminated | stepped.truncated
         buffer["ended"][t] = numbers(ended)
         scores[t, ended] = stepped.scores
-        for n in np.flatnonzero(stepped.truncated & ~stepped.terminated):
-            truncated_at.append((t, n, {name: y[n] for name, y in stepped.obs.items()}))
 
-    add_values(buffer, critic, policy, sims.obs, truncated_at, args.minibatch_size)
+    after = critic(policy.tensors(sims.obs), numbers(sims.progress()))
+    add_values(buffer, critic, after, args.minibatch_size)
     if frozen is not None:
         add_anchor(buffer, frozen, args.minibatch_size)
     return scores, simulator_s
@@ -171,20 +155,15 @@ def pieces(tree, size):
         yield take(flat, slice(start, start + size))
 
 
-def add_values(buffer, critic, policy, obs_after, truncated_at, size):
-    """Fill in V of every observation, and of the one that followed (note 22).
+def add_values(buffer, critic, after, size):
+    """Fill in V of every observation, and of the one that followed: 0 after an end (note 22).
 
-    next_value is 0 where an episode terminated, and the value of its true last observation where it
-    was truncated. obs_after: what is seen after the last step.
+    after (N,): the values of what is seen after the last step. size: samples at a time.
     """
-    values = [critic(piece) for piece in pieces(buffer["obs"], size)]
+    tree = {"obs": buffer["obs"], "progress": buffer["progress"]}
+    values = [critic(piece["obs"], piece["progress"]) for piece in pieces(tree, size)]
     buffer["value"] = torch.cat(values).view_as(buffer["reward"])
-    after = critic(policy.tensors(obs_after))[None]
-    buffer["next_value"] = torch.cat([buffer["value"][1:], after]) * (1 - buffer["ended"])
-    if truncated_at:
-        t, n, seen = zip(*truncated_at)
-        last = {name: np.stack([obs[name] for obs in seen]) for name in seen[0]}
-        buffer["next_value"][list(t), list(n)] = critic(policy.tensors(last))
+    buffer["next_value"] = torch.cat([buffer["value"][1:], after[None]]) * (1 - buffer["ended"])
 
 
 def add_anchor(buffer, frozen, size):

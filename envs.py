@@ -238,7 +238,7 @@ class Stepped:
 
     obs: dict  # {name: (N, T_o, ...)}: the true last observations, also where an episode ended
     rewards: np.ndarray  # (N, T_a) primitive rewards, NaN after an episode's end
-    before: np.ndarray  # (N,) the primitive reward before the chunk, NaN at an episode's start
+    reached: np.ndarray  # (N,) the score of the episode before the chunk
     success: np.ndarray  # (N,)
     terminated: np.ndarray  # (N,)
     truncated: np.ndarray  # (N,)
@@ -256,8 +256,8 @@ class Simulators:
     Their start seeds and the chunks they have been given are what --resume needs to bring them
     back. obs {name: (N, T_o, ...)}: what to act on next. The start seeds go round from TRAIN_SEED
     to the largest that a simulator takes: each `seed` has a million, shared with others from 4293
-    on. ranks: the processes that share n of them; N are here, and no number depends on how many
-    processes there are.
+    on. score (N,): of the episodes so far. ranks: the processes that share n of them; N are here,
+    and no number depends on how many processes there are.
     """
 
     def __init__(self, task, n, *, T_o, T_a, workers, seed=0, state=None, ranks=None):
@@ -267,16 +267,16 @@ class Simulators:
         self.ranks = ranks or ALONE
         N = self.ranks.size(n)
         self.how = task.score
+        self.steps = task.steps
+        self.T_a = T_a
         self.next = TRAIN_SEED + (1_000_000 * seed) % (START_SEEDS - TRAIN_SEED)
         self.seeds = np.zeros(N, np.int64)
         self.past = [[] for _ in range(N)]
-        self.score = np.zeros(N)  # of the episode so far
-        self.last = np.full(N, np.nan)  # the last primitive reward
+        self.score = np.zeros(N)
         if state:
             self.next = state["next"]
             self.seeds = self.ranks.share(state["seeds"].numpy())
             self.score = self.ranks.share(state["score"].numpy())
-            self.last = self.ranks.share(state["last"].numpy())
             self.past = [list(chunks.numpy()) for chunks in self.ranks.share(state["past"])]
         else:
             self._new_seeds(np.ones(N, bool))
@@ -289,32 +289,41 @@ class Simulators:
         """Plain tensors and numbers for state.pt, of the simulators of all processes."""
         import torch
 
-        own = (self.seeds.tolist(), self.score.tolist(), self.last.tolist(), self.past)
-        seeds, score, last, past = zip(*self.ranks.gathered(list(zip(*own))))
+        own = (self.seeds.tolist(), self.score.tolist(), self.past)
+        seeds, score, past = zip(*self.ranks.gathered(list(zip(*own))))
         return {
             "seeds": torch.tensor(seeds),
             "score": torch.tensor(score, dtype=torch.float64),
-            "last": torch.tensor(last, dtype=torch.float64),
             "next": self.next,
             "past": [torch.from_numpy(np.array(chunks, np.float32)) for chunks in past],
         }
 
+    def progress(self):
+        """How far each episode has come: (N, 2), what the critic needs to know beside observations.
+
+        The share of the time limit that has passed, and the score reached so far where the score is
+        the highest reward, else 0.
+        """
+        passed = np.array([len(chunks) * self.T_a / self.steps for chunks in self.past])
+        reached = self.score if self.how == "max" else np.zeros_like(self.score)
+        return np.stack([passed, reached], 1)
+
     def step(self, chunks):
         """Run chunks (N, T_a, D_a) in action units -> Stepped. Episodes that ended are reset."""
+        reached = self.score
         obs, _, terminated, truncated, info = self.env.step(chunks)
         ended = terminated | truncated
         self._add_to_scores(info)
         stepped = Stepped(
             obs=obs,
             rewards=info["rewards"],
-            before=self.last,
+            reached=reached,
             success=info["success"],
             terminated=terminated,
             truncated=truncated,
             scores=self.score[ended],
         )
         self.score = np.where(ended, 0.0, self.score)
-        self.last = np.where(ended, np.nan, info["rewards"][:, -1])
         for i, chunk in enumerate(chunks):
             self.past[i] = [] if ended[i] else [*self.past[i], chunk]
         self._new_seeds(ended)

@@ -73,11 +73,12 @@ def count_calls(net):
         handle.remove()
 
 
-def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
+def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0, explore=None):
     """One episode per start seed, all in one batch per network call, until the last is over.
 
     seed draws the latents, by one generator for all. record: keep the simulator's states. show:
-    keep frames of that many episodes. Returns a Rollout.
+    keep frames of that many episodes. explore: a function of the chunks (E, T_a, D_a) that changes
+    them before they are clipped and executed. Returns a Rollout.
     """
     if policy.sampler is None:
         prepare(policy)
@@ -104,7 +105,10 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0):
         while not info["over"].all():
             t0 = time.perf_counter()
             chunk = policy.act(policy.tensors(obs), generator=generator)  # (E, T_p, D_a)
-            a = np.clip(policy.executed(chunk).cpu().numpy(), low, high)  # (E, T_a, D_a)
+            a = policy.executed(chunk)
+            if explore:
+                a = explore(a)
+            a = np.clip(a.cpu().numpy(), low, high)  # (E, T_a, D_a)
             if not np.isfinite(a).all():  # simulators may crash on it
                 raise BadInput(
                     "the policy's actions are not finite: train it again with a lower --lr"

@@ -27,14 +27,15 @@ PPO_DEFAULTS = {
     "minibatch_size": 1024,
     "update_epochs": 4,
     "lr": 5e-5,
-    "target_kl": 0.06,
-    "sigma": 0.1,
-    "sigma_range": (0.05, 0.2),
+    "target_kl": 0.03,
+    "sigma_final": 0.3,
+    "rho": 0.9,
+    "gamma": 0.99,
     "gae_lambda": 0.95,
+    "critic_lambda": 0.95,
     "anchor": 0.3,
     "anchor_iters": 50,
     "success_bonus": 0.0,
-    "shaping": 0.0,
 }
 
 
@@ -74,7 +75,6 @@ class Task:
     score: str = "success"  # of an episode: "max" or "sum" of its rewards; success at any step
     #                         ("success") or at the end ("held")
     episodes: int = 50  # of an evaluation
-    potential: Callable = None  # observations {name: (N, ...)} -> (N,), shapes Stage 2's reward
     sketch: Callable = None  # (axes, observation): draws the observation itself
 
     # The data.

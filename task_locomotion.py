@@ -188,9 +188,6 @@ def record(act, task, episodes, *, start_seed, max_steps=None):
 
 ANT_STAGE2 = {  # Ant stands still with less noise or a smaller learning rate
     "lr": 2e-4,
-    "sigma": 0.2,
-    "sigma_range": (0.06, 0.5),
-    "sigma_final": 0.05,
     "anchor": 0.05,
 }
 

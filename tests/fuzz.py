@@ -132,7 +132,7 @@ def run_flags(tiny, stage, out=None):
         flags += ["--memory", 2]
     else:
         flags = ["--init", tiny / "run1" / "ckpt.pt", "--num-envs", 2, "--num-steps", 2]
-        flags += ["--num-iterations", 1, "--critic-warmup", 0]
+        flags += ["--num-iterations", 1, "--critic-warmup", 0, "--sigma", 0.1]
     return [str(flag) for flag in (*shared, *flags)]
 
 

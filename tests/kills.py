@@ -199,7 +199,7 @@ def stage2(start, *flags):
 
     def command(inputs, out):
         roll_out = ("--num-envs", 4, "--num-steps", 4, "--num-iterations", 12)
-        small = ("--minibatch-size", 8, "--update-epochs", 2, "--critic-warmup", 1)
+        small = ("--minibatch-size", 8, "--update-epochs", 2, "--critic-warmup", 1, "--sigma", 0.1)
         scored = ("--eval-every", 4, "--episodes", 2, *SAVES, *flags)
         init = ("--init", inputs / "ckpt.pt", "--out", out)
         return start("dbpo_ppo.py", *init, *roll_out, *small, *scored)

@@ -152,7 +152,7 @@ def test_two_generator_calls_are_made_by_the_actor_alone(monkeypatch):
         return generate(net, z, h)
 
     policy = bench.make_policy((8, 16), "cpu")
-    actor = Actor(policy, 0.1, (0.05, 0.2))
+    actor = Actor(policy, 0.1, (0.5, 2), rho=0.9)
     obs = bench.random_obs(policy, 3)
     z = policy.latent(3)
     wanted, _ = actor(obs, z)

@@ -10,9 +10,20 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, MultivariateNormal, Normal
 
-from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, entropy, gae, log_prob
+from dbpo_loss import (
+    Actor,
+    Critic,
+    ReturnScale,
+    actor_loss,
+    critic_loss,
+    entropy,
+    gae,
+    log_prob,
+    mixing,
+    natural,
+)
 from envs import TASKS
 from policy import Policy
 
@@ -76,13 +87,13 @@ def samples(actor, B=24, steps=8, seed=0):
     with torch.no_grad():
         mu, log_sigma = actor(obs, z)
         mean = policy.executed(mu)
-        a = mean + log_sigma.exp() * torch.randn(mean.shape, generator=g)
+        a = mean + log_sigma.exp() * (actor.mix @ torch.randn(mean.shape, generator=g))
     return {
         "obs": obs,
         "z": z,
         "a": a,
         "ran": ran,
-        "log_prob": log_prob(a, mean, log_sigma, ran),
+        "log_prob": log_prob(a, mean, log_sigma, ran, actor.mix),
         "anchor": mu,
         "advantage": torch.randn(B, generator=g),
     }
@@ -90,27 +101,81 @@ def samples(actor, B=24, steps=8, seed=0):
 
 @pytest.fixture
 def actor():
-    """An actor of Push-T, whose noise is 0.1."""
-    return Actor(make_policy(), 0.1, (0.05, 0.2))
+    """An actor of Push-T, whose noise is 0.1 and smooth."""
+    return Actor(make_policy(), 0.1, (0.5, 2), rho=0.9)
 
 
 # ---- the likelihood ------------------------------------------------------------------------------
 
 
 def test_likelihood_against_torch():
-    """Eqs. 13, 48, 53, 57: torch's own, over the steps that ran."""
-    g = torch.Generator().manual_seed(0)
-    a, mu, log_sigma = (torch.randn(5, 8, 2, generator=g) for _ in range(3))
-    ran = torch.ones(5, 8)
-    ran[1, 3:] = 0
-    ran[4, 1:] = 0
-    ours = log_prob(a, mu, log_sigma, ran)
-    ours_entropy = entropy(log_sigma, ran)
+    """Eqs. 13, 48, 53, 57 of white noise: torch's own, over the steps that ran."""
+    a, mu, log_sigma, ran = likelihood_problem()
+    white = mixing(8, 0.0)
+    ours = log_prob(a, mu, log_sigma, ran, white)
+    ours_entropy = entropy(log_sigma, ran, white)
     for b in range(5):
         n = int(ran[b].sum())  # the steps that ran come first
         theirs = Independent(Normal(mu[b, :n], log_sigma[b, :n].exp()), 2)
         torch.testing.assert_close(ours[b], theirs.log_prob(a[b, :n]))
         torch.testing.assert_close(ours_entropy[b], theirs.entropy())
+
+
+def likelihood_problem():
+    """Samples, means, log deviations (5, 8, 2), and which steps ran: 8, 3, 8, 8 and 1."""
+    g = torch.Generator().manual_seed(0)
+    a, mu, log_sigma = (torch.randn(5, 8, 2, generator=g) for _ in range(3))
+    ran = torch.ones(5, 8)
+    ran[1, 3:] = 0
+    ran[4, 1:] = 0
+    return a, mu, log_sigma, ran
+
+
+def test_likelihood_of_smooth_noise():
+    """With the correlation 0.9 ** |i - j| over the steps: torch's own, of the prefix that ran."""
+    a, mu, log_sigma, ran = likelihood_problem()
+    mix = mixing(8, 0.9)
+    ours = log_prob(a, mu, log_sigma, ran, mix)
+    ours_entropy = entropy(log_sigma, ran, mix)
+    step = torch.arange(8)
+    correlation = 0.9 ** (step[:, None] - step).abs()
+    for b in range(5):
+        n = int(ran[b].sum())
+        wanted = 0.0
+        wanted_entropy = 0.0
+        for d in range(2):  # the coordinates of an action are independent
+            sigma = log_sigma[b, :n, d].exp()
+            covariance = sigma[:, None] * correlation[:n, :n] * sigma
+            theirs = MultivariateNormal(mu[b, :n, d], covariance)
+            wanted += theirs.log_prob(a[b, :n, d])
+            wanted_entropy += theirs.entropy()
+        torch.testing.assert_close(ours[b], wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours_entropy[b], wanted_entropy, rtol=1e-4, atol=1e-4)
+
+
+def test_mixing():
+    """White noise stays white without correlation; with it the deviation of every step is 1."""
+    assert torch.equal(mixing(8, 0.0), torch.eye(8))
+    covariance = mixing(3, 0.5) @ mixing(3, 0.5).T
+    wanted = torch.tensor([[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]])
+    torch.testing.assert_close(covariance, wanted)
+
+
+def test_natural_gradient():
+    """The gradient of the mean is that of the log-likelihood times C: the noise itself.
+
+    By hand: d/dmu log N(a; mu, sigma^2 C) = C^-1 (a - mu) / sigma^2, which C turns to (a - mu) /
+    sigma^2. So the mean moves along the chunk that was tried, as smooth as the noise.
+    """
+    mix = mixing(8, 0.9)
+    g = torch.Generator().manual_seed(0)
+    noise = 0.1 * (mix @ torch.randn(4, 8, 2, generator=g))
+    mu = torch.zeros(4, 8, 2, requires_grad=True)
+    log_sigma = torch.full((4, 8, 2), math.log(0.1))
+    through = natural(mu, mix)
+    assert torch.equal(through, mu)
+    log_prob(noise, through, log_sigma, torch.ones(4, 8), mix).sum().backward()
+    torch.testing.assert_close(mu.grad, noise / 0.01, rtol=1e-3, atol=1e-3)
 
 
 # ---- the actor -----------------------------------------------------------------------------------
@@ -119,7 +184,7 @@ def test_likelihood_against_torch():
 def test_actor_at_the_start():
     """One noise everywhere; the mean is the policy's own forward pass."""
     policy = make_policy()
-    actor = Actor(policy, 0.05, (0.02, 0.1))
+    actor = Actor(policy, 0.05, (0.4, 2), rho=0.9)
     obs = observations(6)
     z = torch.randn(6, 16, 2)
     mu, log_sigma = actor(obs, z)
@@ -129,7 +194,7 @@ def test_actor_at_the_start():
 
 def test_noise_stays_in_its_bounds():
     """Eq. 45: however far the head goes; and the noise depends on the observation."""
-    actor = Actor(make_policy(), 0.05, (0.02, 0.1))
+    actor = Actor(make_policy(), 0.05, (0.4, 2), rho=0.9)
     obs = observations(6)
     z = torch.randn(6, 16, 2)
     with torch.no_grad():
@@ -143,11 +208,11 @@ def test_noise_stays_in_its_bounds():
     assert 0.0199 < sigma.min() and sigma.max() < 0.1001
 
 
-def test_shift_scales_the_noise_and_its_bounds(actor):
+def test_sigma_scales_the_noise_and_its_bounds(actor):
     obs = observations(3)
     z = torch.randn(3, 16, 2)
     _, before = actor(obs, z)
-    actor.shift = math.log(0.5)
+    actor.sigma = 0.05
     torch.testing.assert_close(actor(obs, z)[1].exp(), before.exp() / 2)
     with torch.no_grad():
         actor.head.bias -= 100
@@ -177,6 +242,7 @@ def test_loss_at_rest(actor):
     assert loss.item() == pytest.approx(-b["advantage"].mean().item(), abs=1e-4)
     assert now["sigma"].item() == pytest.approx(0.1)
     wanted = 16 * (math.log(0.1) + 0.5 * math.log(2 * math.pi * math.e))  # 16 coordinates
+    wanted += 14 * 0.5 * math.log(1 - 0.9**2)  # each step but the first is known in part
     assert now["entropy"].item() == pytest.approx(wanted, rel=1e-4)
 
 
@@ -198,12 +264,16 @@ def test_suffix_gets_no_gradient(actor):
     assert (grad[:, :1] == 0).all() and (grad[:, 9:] == 0).all()
 
 
-def test_steps_that_did_not_run_get_no_gradient(actor):
+def test_steps_that_did_not_run_follow_those_that_did(actor):
+    """By the natural gradient; by the likelihood's own they would get none."""
     b = samples(actor, steps=3)  # the episode ended after three
     means = watch(actor)
     actor_loss(actor, b, make_args(), anchor=0.0)[0].backward()
     grad = means[-1].grad
-    assert (grad[:, 1:4] != 0).all() and (grad[:, 4:] == 0).all()
+    assert (grad[:, 1:4] != 0).all() and (grad[:, 9:] == 0).all()
+    # The noise of the later steps, which nobody saw, goes on as the seen noise does: smoothly.
+    ahead = 0.9 ** torch.arange(1, 6)[:, None] * grad[:, 3:4]
+    torch.testing.assert_close(grad[:, 4:9], ahead, rtol=1e-3, atol=1e-5)
 
 
 def test_anchor(actor):
@@ -266,15 +336,17 @@ def test_critic_has_an_encoder_of_its_own():
     shared = {p.data_ptr() for p in critic.parameters()} & {
         p.data_ptr() for p in policy.parameters()
     }
-    assert not shared and critic(observations(5)).shape == (5,)
+    assert not shared and critic(observations(5), torch.zeros(5, 2)).shape == (5,)
 
 
 def test_value_loss():
     """Eq. 52 by hand, with and without the clip of the value's change."""
     critic = Critic(make_policy())
     obs = observations(3)
-    value = critic(obs).detach()
-    b = {"obs": obs, "return": value + 1, "value": value - 2}
+    progress = torch.tensor([[0.0, 0.1], [0.5, 0.1], [0.9, 0.7]])
+    value = critic(obs, progress).detach()
+    assert not torch.allclose(value, critic(obs, 0 * progress))
+    b = {"obs": obs, "progress": progress, "return": value + 1, "value": value - 2}
     loss, now = critic_loss(critic, b, make_args(vf_coef=3.0))
     assert loss.item() == pytest.approx(1.5, rel=1e-5) == now["value_loss"].item()
     clipped, _ = critic_loss(critic, b, make_args(clip_value=0.5))

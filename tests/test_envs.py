@@ -96,7 +96,7 @@ def test_task_named():
 def test_defaults_of(monkeypatch):
     """By suite as typed; a task that differs from most of its suite is named by itself."""
     assert defaults_of("T_p").startswith("{pusht: 16, locomotion: 4")
-    assert defaults_of("sigma_range", "stage2").startswith("{pusht: 0.04 0.3, locomotion: 0.05 0.2")
+    assert defaults_of("gamma", "stage2").startswith("{pusht: 1.0, locomotion: 0.99")
     few = [
         replace(LINE, name="a", suite="x", stage1={"lr": 1e-3}),
         replace(LINE, name="b", suite="x", stage1={"lr": 1e-3}, T_p=4),
@@ -372,11 +372,12 @@ def test_simulators_step_by_step():
     s = sims.step(moves([1, 0.5], [2, -1]))
     assert where(s.obs) == where(sims.obs) == [1.5, 2]
     assert s.ran.all()
-    assert np.isnan(s.before).all()  # no reward came before
+    assert s.reached.tolist() == [0, 0]
+    np.testing.assert_array_equal(sims.progress(), [[2 / 6, 1], [2 / 6, 2]])
     assert s.scores.size == 0
     s = sims.step(moves([2, 1], [0, 0.5]))  # the first succeeds at once: its second action is left
     np.testing.assert_array_equal(s.rewards, [[2, np.nan], [0, 0.5]])
-    np.testing.assert_array_equal(s.before, [0.5, -1])
+    assert s.reached.tolist() == [1, 2]
     assert s.ran.tolist() == [[True, False], [True, True]]
     assert where(s.obs) == [3.5, 2.5]  # the true last observation
     assert (s.terminated.tolist(), s.truncated.tolist()) == ([True, False], [False, False])
@@ -385,12 +386,12 @@ def test_simulators_step_by_step():
     assert sims.seeds.tolist() == [TRAIN_SEED + 2, TRAIN_SEED + 1]
     assert where(sims.obs) == [2, 2.5]
     s = sims.step(moves([0, 0], [0, 0]))  # the time limit of the second
-    np.testing.assert_array_equal(s.before, [np.nan, 0.5])
+    assert s.reached.tolist() == [0, 2]
     assert (s.terminated.tolist(), s.truncated.tolist()) == ([False, False], [False, True])
     assert s.scores.tolist() == [2]
     assert sims.seeds.tolist() == [TRAIN_SEED + 2, TRAIN_SEED + 3]
     s = sims.step(moves([0, 0], [0, 0]))
-    np.testing.assert_array_equal(s.before, [0, np.nan])  # nothing is left of the last episode
+    assert s.reached.tolist() == [0, 0]  # nothing is left of the last episode
 
 
 @pytest.mark.parametrize("score, wanted", [("max", 1), ("sum", 2.5), ("success", 0), ("held", 0)])
@@ -448,7 +449,7 @@ def test_simulators_go_on(tmp_path, workers):
     for chunk in actions[4:]:
         a = sims.step(chunk)
         b = other.step(chunk)
-        for name in ("rewards", "before", "success", "terminated", "truncated", "scores"):
+        for name in ("rewards", "reached", "success", "terminated", "truncated", "scores"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         np.testing.assert_array_equal(a.obs["state"], b.obs["state"])
         np.testing.assert_array_equal(sims.obs["state"], other.obs["state"])

@@ -22,7 +22,7 @@ FLOORS = (
     ("baselines", "beyond", "dbpo_loss", "task_pusht", "task_locomotion", "task_clouds"),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
-    ("data", "modes"),
+    ("data", "modes", "dbpo_noise"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "report", "figures"),
     ("reproduce",),

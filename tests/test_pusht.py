@@ -18,7 +18,6 @@ from task_pusht import (
     PushT,
     draw,
     observations,
-    potential,
     pusht_obs,
     sketch,
     start_state,
@@ -65,18 +64,6 @@ def test_observations_of_a_file():
     np.testing.assert_array_equal(obs[:, 18:], state[:, :2])
     np.testing.assert_array_equal(observations({"state": state})["state"], pusht_obs(state))
     assert observations({"obs": obs, "state": state})["state"] is obs
-
-
-def test_potential_by_hand():
-    """0 at the goal; minus the mean distance of the key points in units of 100 pixels."""
-    assert potential({"state": pusht_obs(GOAL)}) == 0
-    moved = pusht_obs([[9, 9, 256 + 30, 256 - 40, np.pi / 4], [9, 9, 256, 256 + 200, np.pi / 4]])
-    np.testing.assert_allclose(potential({"state": moved}), [-0.5, -2], atol=1e-5)
-    turned = pusht_obs([9, 9, 256, 256, np.pi / 4 + np.pi])  # half a turn: twice the radii
-    wanted = -2 * np.hypot(*KEYPOINTS.T).mean() / 100
-    assert potential({"state": turned}) == pytest.approx(wanted, abs=1e-5)
-    history = moved.reshape(1, 2, 20)
-    assert potential({"state": history}).shape == (1, 2)
 
 
 # ---- start states and resets ---------------------------------------------------------------------
