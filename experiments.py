@@ -354,30 +354,41 @@ FLAGS = (
 STAGE2_KEYS = ("setting", "seed", "episodes", "start_seed")
 
 
-def pusht_stage2(name, *, steps, flags=(), command, seeds=(0, 1, 2)):
-    """Push-T: each seed's policy after `steps` of Stage 1 on the human demonstrations, improved."""
+NO_ANCHOR = ("--anchor", 0)
+WHITE = "its noise was white and of a size set by hand, its reward another"
+
+
+def pusht_stage2(of, *, steps, anchor=True, white=False, stage1=(), stage1_seed=None):
+    """Push-T: each seed's policy after `steps` of Stage 1, improved.
+
+    of: the kind of policy. stage1_seed: of the one policy that all seeds begin from.
+    """
+    name = of + ("-white" if white else "") + ("" if anchor else "-no-anchor")
+    command = f"python reproduce.py stage2 --tasks {of.replace('best', 'shipped')}"
     return Experiment(
         group="stage2",
         name=name,
-        stage1=("--K", 4, "--temp", 0.2),
-        stage2=flags,
-        seeds=seeds,
+        stage1=("--K", 4, "--temp", 0.2, *stage1),
+        stage2=() if anchor else NO_ANCHOR,
+        stage1_seed=stage1_seed,
         budget=Budget(steps, "steps"),
         starts=(STANDARD, UNUSED),
         result="stage2.csv",
         curve="pusht_dbpo.csv",
         keys=STAGE2_KEYS,
-        command=f"python reproduce.py stage2 {command}",
+        command=command if anchor else f"{command} --no-anchor",
+        removed=WHITE if white else "",
     )
 
 
-def locomotion_stage2(task, *, steps, anchor):
+def locomotion_stage2(task, *, steps, anchor, white=False):
     """Locomotion: one medium policy a task, improved with three seeds."""
+    name = f"{task}-white" if white else task
     return Experiment(
         group="stage2",
-        name=f"{task}-anchor" if anchor else f"{task}-no-anchor",
+        name=f"{name}-anchor" if anchor else f"{name}-no-anchor",
         task=task,
-        stage2=() if anchor else ("--anchor", 0),
+        stage2=() if anchor else NO_ANCHOR,
         stage1_seed=0,
         budget=Budget(steps, "steps"),
         starts=(LOCOMOTION_STARTS,),
@@ -385,6 +396,7 @@ def locomotion_stage2(task, *, steps, anchor):
         curve="locomotion_dbpo.csv",
         keys=STAGE2_KEYS,
         command=f"python reproduce.py stage2 --tasks {task}" + ("" if anchor else " --no-anchor"),
+        removed=WHITE if white else "",
     )
 
 
@@ -405,27 +417,29 @@ def coarse_stage2(name, flags):
         keys=STAGE2_KEYS,
         command=f"python dbpo_ppo.py --init ckpt.pt --episodes 20 {' '.join(map(str, coarse))}",
         by_hand=True,
+        removed=WHITE,
     )
 
 
-BEST_NOISE = ("--sigma", 0.1, "--sigma-range", 0.03, 0.2, "--sigma-final", 0.02)
+SHIPPED = ("--data", "demos/pusht.npz")
+LOCOMOTION_STEPS = {"hopper": 6000, "walker2d": 6000, "halfcheetah": 4000, "ant": 4000}
 STAGE2 = (
-    pusht_stage2("pusht-early", steps=2000, command="--tasks pusht-early"),
-    pusht_stage2(
-        "pusht-early-no-anchor",
-        steps=2000,
-        flags=("--anchor", 0),
-        command="--tasks pusht-early --no-anchor",
+    pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0),
+    pusht_stage2("pusht-early", steps=2000),
+    pusht_stage2("pusht-early", steps=2000, anchor=False),
+    *(
+        locomotion_stage2(task, steps=steps, anchor=anchor)
+        for task, steps in LOCOMOTION_STEPS.items()
+        for anchor in (True, False)
     ),
-    pusht_stage2("pusht-best", steps=8000, flags=BEST_NOISE, command="--tasks pusht-best"),
-    locomotion_stage2("hopper", steps=6000, anchor=True),
-    locomotion_stage2("hopper", steps=6000, anchor=False),
-    locomotion_stage2("walker2d", steps=6000, anchor=True),
-    locomotion_stage2("walker2d", steps=6000, anchor=False),
-    locomotion_stage2("halfcheetah", steps=4000, anchor=True),
-    locomotion_stage2("halfcheetah", steps=4000, anchor=False),
-    locomotion_stage2("ant", steps=4000, anchor=True),
-    locomotion_stage2("ant", steps=4000, anchor=False),
+    pusht_stage2("pusht-early", steps=2000, white=True),
+    pusht_stage2("pusht-early", steps=2000, anchor=False, white=True),
+    pusht_stage2("pusht-best", steps=8000, white=True),
+    *(
+        locomotion_stage2(task, steps=steps, anchor=anchor, white=True)
+        for task, steps in LOCOMOTION_STEPS.items()
+        for anchor in (True, False)
+    ),
 )
 STAGE2_COARSE = (
     coarse_stage2("hopper-coarse-anchor", ("--anchor", 0.3, "--anchor-final", 0.3)),

@@ -57,8 +57,9 @@ METHOD_SETTINGS = [(m, nfe, setting_of(m, nfe)) for m in COMPARED for nfe in MET
 def anchor_pair(rows, stem, starts):
     """The rows of stage2.csv of a task, with and without the anchor."""
     own = at(rows, starts)
-    with_anchor = stem if stem.startswith("pusht") else f"{stem}-anchor"
-    return select(own, setting=with_anchor), select(own, setting=f"{stem}-no-anchor")
+    with_anchor = stem if stem.startswith("pusht") else f"{stem}-white-anchor"
+    without = f"{stem}-no-anchor" if stem.startswith("pusht") else f"{stem}-white-no-anchor"
+    return select(own, setting=with_anchor), select(own, setting=without)
 
 
 # ---- parts of figures ---------------------------------------------------------------------------
@@ -352,9 +353,9 @@ def pusht_dbpo(results):
         return None
     figure, (ax,) = sheet(7, 4)
     settings = {
-        "pusht-best": (BEST, "from 8000 steps of Stage 1"),
-        "pusht-early": (WITH_ANCHOR, "from 2000 steps of Stage 1"),
-        "pusht-early-no-anchor": (WITHOUT_ANCHOR, "the same, without the anchor"),
+        "pusht-best-white": (BEST, "from 8000 steps of Stage 1"),
+        "pusht-early-white": (WITH_ANCHOR, "from 2000 steps of Stage 1"),
+        "pusht-early-white-no-anchor": (WITHOUT_ANCHOR, "the same, without the anchor"),
     }
     stage_2_curves(ax, rows, settings)
     level(ax, DEMONSTRATORS, f"the human demonstrators, {DEMONSTRATORS}")
@@ -369,6 +370,29 @@ def pusht_dbpo(results):
     return figure
 
 
+def stage2_noise(results):
+    """Stage 2 with the default flags: the score without noise, and that of the noisy episodes."""
+    files = ("pusht_dbpo.csv", "locomotion_dbpo.csv")
+    rows = [r for name in files for r in results.rows(name) if r.get("noisy") is not None]
+    kinds = list(dict.fromkeys(r["run"].rsplit("-seed", 1)[0] for r in rows))
+    if not kinds:
+        return None
+    figure, axes = sheet(5 * len(kinds), 3.8, len(kinds))
+    for ax, kind in zip(axes, kinds):
+        runs = dict.fromkeys(r["run"] for r in rows)
+        own = [run for run in runs if run.rsplit("-seed", 1)[0] == kind]
+        curves(ax, [points_of(rows, run, "step", 1e6) for run in own], WITH_ANCHOR, "without noise")
+        noisy = [{**r, "score": r["noisy"]} for r in rows if r["noisy"]]
+        curves(
+            ax, [points_of(noisy, run, "step", 1e6) for run in own], WITHOUT_ANCHOR, "with noise"
+        )
+        ax.set(title=kind, xlabel="Environment steps, millions", xlim=(0, None))
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0].set_ylabel("Score, 50 episodes from seed 200000")
+    figure.suptitle("Stage 2 with the default flags")
+    return figure
+
+
 def locomotion_dbpo(results):
     """Locomotion: return over the environment steps of Stage 2, with and without the anchor."""
     rows = results.rows("locomotion_dbpo.csv")
@@ -377,8 +401,8 @@ def locomotion_dbpo(results):
     figure, axes = sheet(14, 3.8, len(LOCOMOTION))
     for ax, task in zip(axes, LOCOMOTION):
         settings = {
-            f"{task}-anchor": (WITH_ANCHOR, "with the anchor"),
-            f"{task}-no-anchor": (WITHOUT_ANCHOR, "without"),
+            f"{task}-white-anchor": (WITH_ANCHOR, "with the anchor"),
+            f"{task}-white-no-anchor": (WITHOUT_ANCHOR, "without"),
         }
         stage_2_curves(ax, rows, settings)
         ax.set(title=TASK_NAMES[task], xlabel="Environment steps, millions", ylim=(0, None))
@@ -391,7 +415,7 @@ def locomotion_dbpo(results):
 def pusht_anchor(results):
     """Push-T: score and smoothness after Stage 2, with and without the anchor, by seed."""
     rows = results.rows("stage2.csv")
-    with_anchor, without = anchor_pair(rows, "pusht-early", UNUSED)
+    with_anchor, without = anchor_pair(rows, "pusht-early-white", UNUSED)
     common = {r["seed"] for r in with_anchor} & {r["seed"] for r in without}
     with_anchor = [r for r in with_anchor if r["seed"] in common]
     without = [r for r in without if r["seed"] in common]
@@ -424,9 +448,9 @@ def stage2(results):
     if not rows:
         return None
     figure, axes = sheet(14, 3.8, 1 + len(LOCOMOTION))
-    slopes(axes[0], select(at(rows, UNUSED), setting="pusht-best"), BEST)
-    for ax, stem in zip(axes, ("pusht-early", *LOCOMOTION)):
-        starts = UNUSED if stem == "pusht-early" else LOCOMOTION_STARTS
+    slopes(axes[0], select(at(rows, UNUSED), setting="pusht-best-white"), BEST)
+    for ax, stem in zip(axes, ("pusht-early-white", *LOCOMOTION)):
+        starts = UNUSED if stem == "pusht-early-white" else LOCOMOTION_STARTS
         with_anchor, without = anchor_pair(rows, stem, starts)
         slopes(ax, with_anchor, WITH_ANCHOR)
         slopes(ax, without, WITHOUT_ANCHOR)
@@ -482,6 +506,7 @@ FIGURES = {
     "ablate_temp": Picture("results/ablate_temp.png", ablate_temp),
     "ablate_mode": Picture("results/ablate_mode.png", ablate_mode),
     "ablate_beyond": Picture("results/ablate_beyond.png", ablate_beyond),
+    "stage2_noise": Picture("figures/stage2_noise.png", stage2_noise),
     "pusht_dbpo": Picture("figures/pusht_dbpo.png", pusht_dbpo),
     "pusht_anchor": Picture("figures/pusht_anchor.png", pusht_anchor),
     "locomotion_dbpo": Picture("figures/locomotion_dbpo.png", locomotion_dbpo),

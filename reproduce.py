@@ -484,7 +484,8 @@ def modes_of(experiment, seed, args):
 
 def stage2_names():
     """What `stage2 --tasks` may name: the kinds of policies that Stage 2 begins from."""
-    names = [e.name.removesuffix("-no-anchor").removesuffix("-anchor") for e in STAGE2]
+    kinds = [e for e in STAGE2 if not e.removed]
+    names = [e.name.removesuffix("-no-anchor").removesuffix("-anchor") for e in kinds]
     return list(dict.fromkeys(names))
 
 
@@ -549,12 +550,19 @@ def stage1_checkpoint(experiment, seed, args):
 
 
 def add_curve(table, run, log):
-    """Put the evaluations of a run into a table of curves, in the place of an earlier copy."""
-    own = [
-        {"run": run, **{k: r[k] for k in SCORE_COLUMNS if k in r}}
-        for r in log
-        if "iteration" in r and "score" in r
-    ]
+    """Put the evaluations of a run into a table of curves, in the place of an earlier copy.
+
+    noisy: the mean score of the training episodes between two evaluations, which act with noise.
+    """
+    own = []
+    noisy = []  # the scores with noise since the last evaluation
+    for r in log:
+        if "return" in r:
+            noisy.append(r["return"])
+        if "iteration" in r and "score" in r:
+            own.append({"run": run, **{k: r[k] for k in SCORE_COLUMNS if k in r}})
+            own[-1]["noisy"] = np.mean(noisy).item() if noisy else None
+            noisy = []
     merge(table, own, ["run"])
 
 

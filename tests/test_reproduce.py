@@ -132,7 +132,7 @@ def test_ablation_beyond(run, pusht, tmp_path):
         (("ablate", "K", "--demos", "0"), "--demos must be above 0"),
         (("multimodal", "--steps", "0"), "--steps must be above 0"),
         (("stage2", "--tasks", "hopper", "--num-envs", "0"), "--num-envs must be above 0"),
-        (("stage2", "--tasks", "pusht-best", "--no-anchor"), "pusht-best is not run without"),
+        (("stage2", "--tasks", "pusht-shipped", "--no-anchor"), "pusht-shipped is not run without"),
         (("pusht", "--device", "nowhere"), "--device nowhere cannot be used"),
         (("pusht", "--seeds", "0", "-1"), "--seeds must lie in 0 .. 9223372036854775807, not -1"),
         (("stage2", "--tasks", "hopper", "--seeds", str(2**63)), "--seeds must lie in"),
@@ -286,7 +286,7 @@ def test_list(run, tmp_path):
     assert len(lines) == len(EXPERIMENTS) + 1
     K_4 = next(line for line in lines if line.startswith("K           K 4"))
     assert "done: 0 1 2" in K_4 and "missing: -" in K_4
-    hopper = next(line for line in lines if "hopper-no-anchor" in line)
-    assert "done: 1 2" in hopper and "missing: 0" in hopper and "--no-anchor" in hopper
+    hopper = next(line for line in lines if "hopper-white-no-anchor" in line)
+    assert "done: 1 2" in hopper and "missing: 0" in hopper and "(its noise was white" in hopper
     empty = run("list", "--results", tmp_path).splitlines()
     assert all("done: - " in line for line in empty[:-1])
