@@ -30,18 +30,9 @@ import torch
 from commands import BadInput, Parser, above_zero, cli
 from download import download, find
 from envs import TASKS, task_named
-from files import atomic, check_output
-from formats import (
-    MAX_GB,
-    NUMBERS,
-    brief,
-    check_size,
-    minari_env,
-    names_in,
-    read,
-    refusing,
-    shapes,
-)
+from files import MAX_GB, NUMBERS, atomic, brief, check_output, check_size, refusing
+from formats import names_in, read, shapes
+from hdf5 import minari_env
 from task import check_horizons, dtype_of
 
 SHOWN = 100  # arrays and columns that `info` prints of a file that is not of the task
@@ -139,7 +130,8 @@ def observations_of(arrays, task, path):
     """{name: (N, ...)} of the task's observations, not yet checked. Raises BadInput.
 
     The task's own function makes them of the arrays. Without one they are the arrays of the same
-    names; the only observation of a task may also be named "obs" if it is "state".
+    names; the only observation of a task may also be named "obs" if it is "state". Cameras that the
+    function leaves out are rendered, where the task has a function for that.
     """
     if task.observations is None:
         if set(task.obs) == {"state"} and "obs" in arrays:
@@ -149,6 +141,8 @@ def observations_of(arrays, task, path):
     with refusing(f"{path}: no observations of {task.name} can be made of {listed}"):
         try:
             made = task.observations(arrays)
+            if task.render and set(made) != set(task.obs):
+                made = {**made, **task.render(arrays, path)}
         except KeyError as e:
             if e.args[0] in arrays_of(task):
                 needed(arrays, e.args[0], path)

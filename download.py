@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from commands import DISK_FULL, BadInput
-from files import Lock
-from formats import MAX_GB, brief, check_size, minari_file, refusing, zarr_array
+from files import MAX_GB, Lock, brief, cache, check_size, expanded, refusing
+from formats import zarr_array
+from hdf5 import minari_file
 
 MAX_BYTES = 2**30  # of an archive, and of what it unpacks to
 MAX_FILES = 100_000  # in an archive
@@ -29,21 +30,6 @@ WEB = ("http://", "https://")
 
 
 # ---- finding -------------------------------------------------------------------------------------
-
-
-def expanded(path):
-    """A path whose ~ or ~user is replaced by that home folder. Raises BadInput without one."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as e:
-        raise BadInput(
-            f"{path}: this home folder is not known: set HOME, or give a path without ~"
-        ) from e
-
-
-def cache():
-    """The folder that downloads go to: $DRIFT_CACHE, or ~/.cache/drift."""
-    return expanded(os.environ.get("DRIFT_CACHE") or "~/.cache/drift")
 
 
 def minari_home():

@@ -36,7 +36,8 @@ from commands import START_SEEDS, BadInput, Parser, above_zero, check_seed, cli,
 from envs import make_env, task_list, task_named, worker_pool
 from evaluate import rollout
 from files import atomic, check_folder, check_output, read_bytes
-from formats import read, save_minari, save_npz
+from formats import read, save_npz
+from hdf5 import save_minari
 from policy import Policy
 from task_locomotion import LAST, record, train
 

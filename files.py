@@ -8,6 +8,7 @@ import contextlib
 import csv
 import errno
 import io
+import math
 import os
 import re
 import socket
@@ -24,7 +25,29 @@ except ImportError:  # Windows: there are no locks then
     fcntl = None
 
 LARGEST = 2**24  # bytes of a table or of a JSON file
+MAX_GB = 4  # the arrays that are read from one file, unless --max-gb allows more
+NUMBERS = "fiu"  # the letters of numpy's dtype.kind for floats and integers
+AGAIN = "copy or download the data again"
 PICTURES = {"png": ".png", "video": ".gif"}  # how the file of such a flag must end
+
+
+# ---- places --------------------------------------------------------------------------------------
+
+
+def expanded(path):
+    """A path whose ~ or ~user is replaced by that home folder. Raises BadInput without one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise BadInput(
+            f"{path}: this home folder is not known: set HOME, or give a path without ~"
+        ) from e
+
+
+def cache():
+    """The folder that downloads go to: $DRIFT_CACHE, $XDG_CACHE_HOME/drift, or ~/.cache/drift."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expanded(os.environ.get("DRIFT_CACHE") or os.path.join(home, "drift"))
 
 
 # ---- outputs are checked before the work ---------------------------------------------------------
@@ -135,6 +158,8 @@ def atomic(path, write):
             _write_through(path, write)
         else:
             _replace(Path(os.path.realpath(path)), write)
+    except BadInput:
+        raise
     except Exception as e:
         refused = _system_error(e)
         if refused is None:
@@ -215,6 +240,44 @@ def save_torch(path, state):
 
 
 # ---- reading -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def refusing(message):
+    """Turn every error inside into BadInput: libraries raise many kinds on damaged data.
+
+    A lack of memory is none of the data's, and passes.
+    """
+    try:
+        yield
+    except (BadInput, MemoryError):
+        raise
+    except Exception as e:
+        raise BadInput(f"{message} ({type(e).__name__}: {brief(e, 300)})") from e
+
+
+def brief(value, most=100):
+    """A value from a file as text of one line, with its middle left out if it is long."""
+    text = " ".join(str(value).split())
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
+    return text
+
+
+def check_size(declared, path, max_gb):
+    """Refuse arrays {name: (shape, dtype)} of more than max_gb GB together. Raises BadInput.
+
+    Numbers that are smaller than float32 count as float32, which they become, but for pictures.
+    """
+    total = 0
+    for shape, dtype in declared.values():
+        total += math.prod(shape) * max(dtype.itemsize, 1 if len(shape) == 4 else 4)
+    if total > max_gb * 1e9:
+        gigabytes = min(total, 10**21) / 1e9
+        raise BadInput(
+            f"{path} declares {gigabytes:.4g} GB of numbers ({brief(', '.join(declared))}), but no "
+            f"more than {max_gb:g} GB are read: raise --max-gb if the file is right"
+        )
 
 
 def read_bytes(path, largest=LARGEST):

@@ -15,8 +15,8 @@ from baselines import LOSSES, STEPS, prepare, start, time_dim
 from beyond import spread_outputs
 from commands import BadInput
 from drift import chunk_loss
-from files import atomic
-from formats import read_npz, refusing
+from files import atomic, refusing
+from formats import read_npz
 from policy import Policy
 from task_pusht import pusht_obs
 from toy import DISCS, RADIUS, WAYS, fork, ways

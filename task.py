@@ -83,6 +83,7 @@ class Task:
     observations: Callable = (
         None  # a file's arrays {name: array} -> {name: (N, ...)}; None: by name
     )
+    render: Callable = None  # (arrays, path) -> {camera: (N, H, W, 3) uint8}, of a file without
     url: str = None  # the official archive, for `python data.py download`
     sha256: dict = field(default_factory=dict)  # array of the archive -> sha256 of its bytes
     optional: tuple = ()  # arrays of the archive that may be missing: nothing reads them

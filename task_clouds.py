@@ -24,7 +24,9 @@ import gymnasium as gym
 import numpy as np
 
 from commands import BadInput
-from formats import read, read_adroit, refusing
+from files import refusing
+from formats import read
+from hdf5 import read_adroit
 from task import Task
 
 N_POINTS = 512

@@ -138,7 +138,7 @@ def train(task, until, *, max_steps, envs=8, seed=0):
 
 
 def record_episode(act, env, seed, steps):
-    """One episode from a start seed, as a dict that formats.save_minari() takes.
+    """One episode from a start seed, as a dict that hdf5.save_minari() takes.
 
     The actions are kept as executed: clipped to the limits, float32.
     """

@@ -180,9 +180,9 @@ def read_data(path, task):
 
 def read_adroit(folder):
     """What records Adroit's states."""
-    import formats
+    import hdf5
 
-    yield lambda: formats.read_adroit(folder / "x.hdf5")
+    yield lambda: hdf5.read_adroit(folder / "x.hdf5")
 
 
 def read_ckpt(folder):

@@ -20,7 +20,8 @@ from conftest import ROOT, make_renderer
 from conftest import cli as command
 from data import load
 from envs import TASKS, make_env, task_named
-from formats import read, read_adroit, save_npz
+from formats import read, save_npz
+from hdf5 import read_adroit
 from pointcloud import cast
 from policy import Policy
 from task import Chunked

@@ -17,6 +17,8 @@ FLOORS = (
     ("startup",),
     ("drift", "unet", "encoders", "pointcloud", "commands"),
     ("files", "ranks"),
+    ("pictures", "hdf5"),
+    ("robomimic",),
     ("runs", "policy", "formats", "task", "experiments", "tables"),
     ("saves", "download"),
     ("baselines", "beyond", "dbpo_loss", "task_pusht", "task_locomotion", "task_clouds"),

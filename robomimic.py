@@ -1,0 +1,143 @@
+"""Demonstrations of robomimic, read from one HDF5 file, with any number of cameras.
+
+A demonstration of L steps holds an array for each observation, whatever its shape:
+
+  data/demo_0/obs/NAME     (L, ...), of a camera (L, H, W, 3) uint8
+  data/demo_0/actions      (L, D_a)
+  data/demo_0/rewards      (L,), may be missing
+"""
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+
+from commands import BadInput
+from files import MAX_GB, NUMBERS, brief, check_size
+from hdf5 import MAX_EPISODES, hdf5_array, hdf5_node, minari_file, open_hdf5
+from pictures import BLOCK, are_pictures, at_once, cached_pictures
+
+
+def is_robomimic(path):
+    """Whether an HDF5 file holds demonstrations in robomimic's layout. Raises BadInput."""
+    if minari_file(path) != Path(path):
+        return False
+    with open_hdf5(path) as (_, f):
+        return "data" in f and "episode_0" not in f
+
+
+def robomimic_shapes(path):
+    """{name: (shape, dtype)} of what `read_robomimic` gives, which is not read. Raises BadInput."""
+    with open_hdf5(path) as (file, f):
+        return robomimic_declared(robomimic_layout(f, file))
+
+
+def robomimic_layout(f, file):
+    """The demonstrations of an open file: a list of {name: h5py.Dataset (L, ...)}, not read.
+
+    Raises BadInput unless all have the same arrays, each of one length in a demonstration.
+    """
+    import h5py
+
+    data = hdf5_node(f, "data", h5py.Group, file)
+    if len(data) > MAX_EPISODES:
+        raise BadInput(f"{file} holds {len(data)} groups, but no more than {MAX_EPISODES} are read")
+    numbers = sorted(int(name[5:]) for name in data if re.fullmatch(r"demo_\d{1,9}", name))
+    if not numbers:
+        raise BadInput(f"{file} holds no data/demo_0, data/demo_1, ...: it is not of robomimic")
+    demos = [robomimic_demo(hdf5_node(data, f"demo_{n}", h5py.Group, file), file) for n in numbers]
+    first = {name: (a.shape[1:], a.dtype) for name, a in demos[0].items()}
+    for n, demo in zip(numbers, demos):
+        for name in {**first, **demo}:
+            if name not in demo or name not in first or demo[name].shape[1:] != first[name][0]:
+                raise BadInput(
+                    f"{file}: {brief(name)} of demo_{n} is not as in demo_{numbers[0]}: "
+                    "demonstrations must have the same arrays"
+                )
+    return demos
+
+
+def robomimic_demo(group, file):
+    """The arrays {name: h5py.Dataset} of one demonstration, not read. Raises BadInput."""
+    import h5py
+
+    obs = hdf5_node(group, "obs", h5py.Group, file)
+    arrays = {name: hdf5_array(obs, name, NUMBERS, file) for name in obs}
+    for name in ("action", "reward", "episode_ends"):
+        if name in arrays:
+            raise BadInput(f"{file}: an observation is named {name}: name it otherwise")
+    arrays["action"] = hdf5_array(group, "actions", NUMBERS, file)
+    if "rewards" in group:
+        arrays["reward"] = hdf5_array(group, "rewards", NUMBERS, file)
+    lengths = {name: a.shape[:1] for name, a in arrays.items()}
+    if len(set(lengths.values())) > 1 or lengths["action"] in ((), (0,)):
+        raise BadInput(
+            f"{file}: the arrays of {group.name} have different lengths or are empty: "
+            f"{brief(lengths, 300)}"
+        )
+    return arrays
+
+
+def robomimic_declared(demos):
+    """{name: (shape, dtype)} of the arrays of `robomimic_layout`, as `read_robomimic` gives them.
+
+    Numbers become float32; pictures are told with the type that the file has.
+    """
+    declared = {}
+    N = sum(len(demo["action"]) for demo in demos)
+    for name, a in demos[0].items():
+        shape = (N, *a.shape[1:])
+        declared[name] = shape, a.dtype if are_pictures(shape, a.dtype) else np.dtype(np.float32)
+    return declared | {"episode_ends": ((len(demos),), np.dtype(np.int64))}
+
+
+def read_robomimic(path, names=None, max_gb=MAX_GB):
+    """The arrays of a file of robomimic, or those of them in `names`. Raises BadInput.
+
+    Observations keep their names; action (N, D_a) and reward (N,) are float32. Pictures
+    (N, H, W, C) are uint8, from a cache. episode_ends (E,) is int64, cumulative.
+    """
+    arrays = {}
+    with open_hdf5(path) as (file, f):
+        demos = robomimic_layout(f, file)
+        ends = np.cumsum([len(demo["action"]) for demo in demos])
+        declared = {
+            name: what
+            for name, what in robomimic_declared(demos).items()
+            if names is None or name in names
+        }
+        counted = {
+            name: at_once(*what, (BLOCK, *what[0][1:])) if are_pictures(*what) else what
+            for name, what in declared.items()
+        }
+        check_size(counted, file, max_gb)
+        for name, (shape, dtype) in declared.items():
+            if name == "episode_ends":
+                arrays[name] = ends
+            elif are_pictures(shape, dtype):
+                make = functools.partial(robomimic_blocks, demos, name)
+                key = f"{hdf5_key(file)} {shape} {ends.tolist()}"
+                arrays[name] = cached_pictures(file, name, shape, key, make, max_gb)
+            else:
+                arrays[name] = np.empty(shape, dtype)
+                for demo, end in zip(demos, ends):
+                    L = len(demo[name])
+                    demo[name].read_direct(arrays[name], np.s_[:L], np.s_[end - L : end])
+    return arrays
+
+
+def robomimic_blocks(demos, name):
+    """The pictures of a camera in order, as arrays of up to BLOCK of them."""
+    for demo in demos:
+        for first in range(0, len(demo[name]), BLOCK):
+            yield demo[name][first : first + BLOCK]
+
+
+def hdf5_key(file):
+    """A text that is another one when a file's content is: its size, its time, its first bytes."""
+    about = file.stat()
+    with open(file, "rb") as opened:
+        begin = hashlib.sha256(opened.read(2**16)).hexdigest()
+    return f"hdf5 {about.st_size} {about.st_mtime_ns} {begin}"
