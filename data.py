@@ -21,6 +21,8 @@ in the units of the data. The task says which observations there are.
 
 import startup  # noqa: F401 - first, see there
 
+import functools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,8 @@ from hdf5 import minari_env
 from task import check_horizons, dtype_of
 
 SHOWN = 100  # arrays and columns that `info` prints of a file that is not of the task
+SEEN = 1000  # pictures whose values `info` looks at, spread over the data
+STRIP = 12  # pictures of each camera that `info` draws
 
 
 @dataclass
@@ -170,6 +174,8 @@ def checked(a, shape, dtype, what, task):
             f"{what} {a.shape} has dtype {a.dtype} and values that are no whole numbers from 0 to "
             "255: pictures must be uint8"
         )
+    if dtype == "uint8":
+        return np.ascontiguousarray(a)
     with np.errstate(over="ignore"):  # a float64 too large becomes inf, which `load` refuses
         return np.require(a, dtype, ["C", "W"])
 
@@ -210,12 +216,16 @@ class Windows:
     of L steps has the windows that begin at its steps -(T_o-1) to L - T_p + T_a - 1: none, if L is
     below T_p - T_a - T_o + 2.
 
+    index and episode are on the CPU, all else on the device. Pictures for which it lacks room are
+    on the CPU, too: those of a batch are then taken from the mapped file and sent to the device.
+
     Raises BadInput if the horizons break Eq. 23, and if no window is left.
     """
 
     def __init__(self, episodes, T_o, T_p, T_a, device="cpu"):
         check_horizons(T_o, T_p, T_a)
         self.T_o = T_o
+        self.device = torch.device(device)
         lengths = episodes.lengths
         n = np.maximum(lengths - T_p + T_a + T_o - 1, 0)  # (E,) windows of each episode
         if not n.sum():
@@ -229,27 +239,59 @@ class Windows:
         last = lengths[episode] - 1
         inside = np.clip(start[:, None] + np.arange(T_p), 0, last[:, None])  # (n, T_p) repeats
         first = (episodes.ends - lengths)[episode]  # (n,) of all steps, where its episode begins
-        self.index = torch.from_numpy(first[:, None] + inside).to(device)
-        self.episode = torch.from_numpy(episode).to(device)
-        self.obs = {name: torch.from_numpy(a).to(device) for name, a in episodes.obs.items()}
-        self.action = torch.from_numpy(episodes.action).to(device)
+        self.index = torch.from_numpy(first[:, None] + inside)
+        self.episode = torch.from_numpy(episode)
+        self.obs = {name: placed(a, self.device) for name, a in episodes.obs.items()}
+        self.action = placed(episodes.action, self.device)
 
     def __len__(self):
         return len(self.index)
 
     def batch(self, i):
-        """The windows of numbers i (B,) -> (obs {name: (B, T_o, ...)}, action (B, T_p, D_a))."""
-        index = self.index[i]
+        """The windows of numbers i (B,) -> (obs {name: (B, T_o, ...)}, action (B, T_p, D_a)).
+
+        The batch is on the device. i had better be on the CPU: elsewhere it is waited for.
+        """
+        index = self.index[i.cpu()]
         seen = index[:, : self.T_o]
-        return {name: a[seen] for name, a in self.obs.items()}, self.action[index]
+        obs = {name: taken(a, seen, self.device) for name, a in self.obs.items()}
+        return obs, taken(self.action, index, self.device)
 
     def order(self, epoch, seed):
-        """A permutation of all windows, fixed by (seed, epoch), both >= 0.
+        """A permutation of all windows, on the CPU, fixed by (seed, epoch), both >= 0.
 
         A run that is resumed sees the same batches.
         """
-        permutation = np.random.default_rng([seed, epoch]).permutation(len(self))
-        return torch.from_numpy(permutation).to(self.index.device)
+        return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(self)))
+
+
+def placed(a, device):
+    """An array (N, ...) as a tensor on the device; pictures stay on the CPU if it lacks room.
+
+    They may take a third of the memory that is free there. The tensor must not be written to: the
+    array may be a file that is mapped.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(a)
+    if a.dtype == np.uint8 and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if tensor.nbytes > free / 3:
+            return tensor
+    return tensor.to(device)
+
+
+def taken(tensor, index, device):
+    """The rows of a tensor (N, ...) that an index (B, T) names: (B, T, ...), on a device.
+
+    index is on the CPU. index_select copies whole rows: a batch of 64 pictures takes a quarter of a
+    millisecond, and tensor[index], which copies byte by byte, five times as long.
+    """
+    rows = index.flatten().to(tensor.device, non_blocking=True)
+    found = tensor.index_select(0, rows).unflatten(0, index.shape)
+    if found.device.type == device.type:
+        return found
+    return found.pin_memory().to(device, non_blocking=True)
 
 
 # ---- python data.py ------------------------------------------------------------------------------
@@ -290,7 +332,10 @@ def print_episodes(episodes, reward=None):
     for name, a in (*episodes.obs.items(), ("action", episodes.action)):
         print(name, a.shape, a.dtype)
         if a.dtype == np.uint8:
-            print(f"       {a.min():10.4g} {a.mean():10.4g} {a.max():10.4g}")
+            step = -(-len(a) // SEEN)
+            some = a[::step]
+            of = f"  of one picture in {step}" if step > 1 else ""
+            print(f"       {some.min():10.4g} {some.mean():10.4g} {some.max():10.4g}{of}")
         else:
             print_columns(a.reshape(-1, a.shape[-1]))
 
@@ -318,7 +363,7 @@ def print_foreign(path, max_gb=MAX_GB):
 
 
 def info(task, path=None, png=None, max_gb=MAX_GB):
-    """Print what is in the data and draw it if the task can. Raises BadInput.
+    """Print what is in the data and draw it, if the task can or has cameras. Raises BadInput.
 
     NaN is reported, not refused, and so is data that is not of the task.
     """
@@ -334,7 +379,7 @@ def info(task, path=None, png=None, max_gb=MAX_GB):
         print("not drawn")
         return
     print_episodes(episodes, arrays.get("reward"))
-    if task.draw is None:
+    if task.draw is None and not cameras(task):
         print(f"not drawn: there is no picture of {task.name} data")
         return
     png = Path(png or f"{path.stem}.png")
@@ -342,14 +387,42 @@ def info(task, path=None, png=None, max_gb=MAX_GB):
     print(f"drawn: {png}")
 
 
+def cameras(task):
+    """The names of the task's observations that are pictures."""
+    return [name for name, shape in task.obs.items() if dtype_of(shape) == "uint8"]
+
+
 def draw(task, episodes, png):
-    """Write the task's picture of demonstrations. Raises BadInput if it cannot be written."""
+    """Write the task's picture of demonstrations, and below it what each of its cameras saw.
+
+    Raises BadInput if it cannot be written.
+    """
     from matplotlib.figure import Figure  # slow to import
 
-    figure = Figure(figsize=(11, 9.5), layout="constrained")
+    drawings = {functools.partial(draw_strip, name=name): 1.3 for name in cameras(task)}
+    if task.draw:
+        drawings = {task.draw: 9.2, **drawings}
+    heights = list(drawings.values())  # inches
+    figure = Figure(figsize=(11, sum(heights) + 0.3), layout="constrained")
     figure.suptitle(episodes.path.name)
-    task.draw(figure, episodes)
+    parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]
+    for part, drawing in zip(parts, drawings):
+        drawing(part, episodes)
     atomic(png, lambda f: figure.savefig(f, format="png", dpi=110))
+
+
+def draw_strip(figure, episodes, name):
+    """Draw STRIP pictures of a camera, spread over the longest episode."""
+    e = int(episodes.lengths.argmax())
+    L = int(episodes.lengths[e])
+    first = int(episodes.ends[e]) - L
+    steps = np.linspace(0, L - 1, min(STRIP, L)).astype(int)
+    figure.suptitle(f"{name}, episode {e}", fontsize=9)
+    for axes, step in zip(np.atleast_1d(figure.subplots(1, STRIP)), steps):
+        axes.imshow(episodes.obs[name][first + step])
+        axes.set_title(f"step {step}", fontsize=7)
+    for axes in figure.axes:
+        axes.axis("off")
 
 
 def obtain(task, to=None, url=None):
@@ -373,6 +446,7 @@ def main():
             "python data.py download pusht    # the official demonstrations, into the cache",
             "python data.py download hopper   # Minari's data set, by the minari library",
             "python data.py info              # describe Push-T's and draw a picture",
+            "python data.py info --task pusht-image   # and show what its camera saw",
         ),
     )
     sub = parser.add_subparsers(dest="command", required=True)
@@ -390,21 +464,22 @@ def main():
     i.add_argument(
         "path",
         nargs="?",
-        help="an npz file, a zarr or Minari folder, or a folder that holds one; searched for as in "
-        "training if not given",
+        help="an npz file, a zarr or Minari folder, an HDF5 file, or a folder that holds one; "
+        "searched for as in training if not given",
     )
     i.add_argument("--task", default="pusht", help="the task whose sizes the data is checked with")
     i.add_argument(
         "--png",
         metavar="OUT",
-        help="the picture to write, if the task has one; if not given, the data's name with .png, "
-        "in this folder",
+        help="the picture to write, if the task has one or has cameras; if not given, the data's "
+        "name with .png, in this folder",
     )
     i.add_argument(
         "--max-gb",
         type=float,
         default=MAX_GB,
-        help="refuse a file whose arrays declare more GB than this",
+        help="refuse a file whose arrays declare more GB than this; pictures do not count, since "
+        "they are kept in a cache file that is mapped into memory",
     )
     args = parser.parse_args()
     if args.command == "download":

@@ -236,10 +236,12 @@ class Training:
     def gradients(self):
         """Take the gradients of this step's loss. Returns the loss, detached, and its figures."""
         args = self.args
-        i = self.ranks.share(self.batch()).to(args.device)
+        i = self.ranks.share(self.batch())  # on the CPU
         obs, action = self.windows.batch(i)  # {name: (B, T_o, ...)}, (B, T_p, D_a)
         pos = self.policy.norm_action(action)
-        past = functools.partial(self.memory.negatives, i) if self.memory else None
+        past = None
+        if self.memory:
+            past = functools.partial(self.memory.negatives, i.to(args.device))
         self.generator.manual_seed(self.noise_seed())
         loss, info = self.loss_of(obs, pos, args, self.generator, past, self.ranks, self.n)
         self.ranks.backward(loss, self.n)
@@ -710,7 +712,7 @@ def parse(argv=None):
         "--max-gb",
         type=float,
         default=MAX_GB,
-        help="refuse demonstrations whose arrays declare more GB than this",
+        help="refuse demonstrations whose arrays declare more GB than this; pictures do not count",
     )
     for name, what in (
         ("T_o", "observation history T_o, steps"),
