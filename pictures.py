@@ -83,7 +83,9 @@ def at_once(shape, dtype, block):
 
     block: the shape of the part that is unpacked at a time where they go into a cache file.
     """
-    return (shape if math.prod(shape) <= SMALL else block), dtype
+    if math.prod(shape) <= SMALL:
+        return shape, dtype
+    return (min(block[0], shape[0]), *block[1:]), dtype
 
 
 def to_bytes(block, what, first):

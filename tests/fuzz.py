@@ -101,6 +101,23 @@ def make_adroit(folder):
             state["board_pos"] = rng.normal(size=(7, 3))
 
 
+def make_robomimic(folder):
+    """Two demonstrations in robomimic's layout, with two cameras."""
+    from test_pictures import write_robomimic
+
+    (folder / "robomimic").mkdir()
+    write_robomimic(folder / "robomimic" / "x.hdf5", (5, 7))
+
+
+def make_pictures(folder):
+    """Pictures in an npz file, and their cache."""
+    from test_formats import film
+
+    (folder / "pictures").mkdir()
+    np.savez(folder / "pictures" / "x.npz", img=film())
+    read_pictures(folder / "pictures")
+
+
 def make_runs(folder):
     """A run of Stage 1, one of Stage 2, and what is read of them."""
     from conftest import write_demos
@@ -183,6 +200,27 @@ def read_adroit(folder):
     import hdf5
 
     yield lambda: hdf5.read_adroit(folder / "x.hdf5")
+
+
+def read_formats(path):
+    """The readers of files of demonstrations, whatever the task."""
+    import formats
+
+    yield lambda: formats.shapes(path)
+    yield lambda: formats.names_in(path)
+    yield lambda: formats.read(path)
+
+
+def read_pictures(folder):
+    """Read the pictures through their cache, which must be right or be made again."""
+    import formats
+    import pictures
+    from test_formats import film
+
+    pictures.SMALL = 0
+    found = formats.read(folder / "x.npz")["img"]
+    if (found != film()).any():
+        raise AssertionError("a damaged cache was believed")
 
 
 def read_ckpt(folder):
@@ -399,6 +437,16 @@ TARGETS = {
     ),
     "adroit": Target(
         make_adroit, read_adroit, (("*.hdf5", (m.damage_hdf5, m.damage_bytes, m.damage_place)),)
+    ),
+    "robomimic": Target(
+        make_robomimic,
+        lambda folder: read_formats(folder / "x.hdf5"),
+        (("*.hdf5", (m.damage_hdf5, m.damage_bytes, m.damage_place)),),
+    ),
+    "pictures": Target(
+        make_pictures,
+        lambda folder: [lambda: read_pictures(folder)],
+        (("*.pictures", (m.damage_bytes, m.damage_place)),),
     ),
     "ckpt": Target(make_runs, read_ckpt, (("*.pt", SAVED),), share=2),
     "state1": Target(make_runs, read_state1, RESUMED, share=2),

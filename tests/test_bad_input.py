@@ -16,6 +16,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -95,6 +96,13 @@ def broken(at):
     broken_folders(at)
     (at / "not.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     (at / "empty.hdf5").write_bytes(b"")
+    with h5py.File(at / "no-demos.hdf5", "w") as file:
+        file.create_group("data")
+    with h5py.File(at / "unequal.hdf5", "w") as file:
+        file["data/demo_0/actions"] = np.zeros((9, 2))
+        file["data/demo_0/obs/state"] = np.zeros((8, 5))
+    pictures = np.full((20, 8, 8, 3), 0.5, "f4")
+    save_npz(at / "fractions.npz", keypoint=pictures, state=np.zeros((20, 5)))
 
 
 def broken_npz(at):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import zarr
 
 import data
+import pictures
 from commands import BadInput
 from conftest import OFFICIAL, ROOT
 from download import verify
@@ -24,6 +26,7 @@ from hdf5 import save_minari
 from task import Task
 from task_pusht import pusht_obs
 from test_formats import refused, write_minari, write_zarr
+from test_pictures import write_robomimic
 
 PUSHT = TASKS["pusht"]
 HOPPER = TASKS["hopper"]
@@ -170,6 +173,67 @@ def test_camera_and_state(tmp_path, kind, dtype):
         if name in obs:
             np.testing.assert_array_equal(obs[name], a[name][wanted[:, : ARM.T_o]])
     np.testing.assert_array_equal(action, a["action"][wanted])
+
+
+def test_windows_of_a_mapped_file(tmp_path, monkeypatch):
+    """Pictures stay in their cache file: neither Episodes nor Windows copies them, a batch does."""
+    monkeypatch.setattr(pictures, "SMALL", 0)
+    a = arm_arrays()
+    save_npz(tmp_path / "x.npz", **a)
+    ep = data.load(ARM, tmp_path / "x.npz", episodes=1, max_gb=2e-5)
+    cache = pictures.mapped(tmp_path / "x.npz.front.pictures", (20, 12, 16, 3))
+    np.testing.assert_array_equal(cache, a["front"])
+    assert len(ep.obs["front"]) == 12 and not ep.obs["front"].flags.writeable
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        windows = data.Windows(ep, ARM.T_o, ARM.T_p, ARM.T_a)
+    assert windows.obs["front"].data_ptr() == ep.obs["front"].ctypes.data
+    i = windows.order(0, 0)[:5]
+    obs, _ = windows.batch(i)
+    assert obs["front"].dtype == torch.uint8 and obs["front"].shape == (5, 2, 12, 16, 3)
+    wanted = by_loop([12], ARM.T_o, ARM.T_p, ARM.T_a)[i][:, : ARM.T_o]
+    np.testing.assert_array_equal(obs["front"], a["front"][wanted])
+    obs["front"].zero_()
+    np.testing.assert_array_equal(cache, a["front"])
+
+
+def test_a_camera_that_is_rendered(tmp_path):
+    """A task may render the cameras that a file lacks; those that it has are taken from it."""
+    calls = []
+
+    def make(arrays):
+        return {name: arrays[name] for name in ("front", "state") if name in arrays}
+
+    def render(arrays, path):
+        calls.append(path)
+        level = arrays["state"][:, 0].astype("u1")[:, None, None, None]
+        return {"front": np.broadcast_to(level, (20, 12, 16, 3))}
+
+    task = dataclasses.replace(ARM, observations=make, render=render)
+    a = arm_arrays() | {"state": np.arange(80.0).reshape(20, 4)}
+    save_npz(tmp_path / "x.npz", **a)
+    np.testing.assert_array_equal(data.load(task, tmp_path / "x.npz").obs["front"], a["front"])
+    assert calls == []
+    del a["front"]
+    save_npz(tmp_path / "x.npz", **a)
+    front = data.load(task, tmp_path / "x.npz").obs["front"]
+    assert calls == [tmp_path / "x.npz"]
+    np.testing.assert_array_equal(front[:, 3, 2, 1], 4 * np.arange(20))
+    task = dataclasses.replace(task, render=None)
+    refused(lambda: data.load(task, tmp_path / "x.npz"), "observations state were made", "front")
+
+
+def test_robomimic_is_read_as_npz_is(tmp_path):
+    """Two cameras of a file of robomimic, of which the task knows one."""
+    wanted = write_robomimic(tmp_path / "x.hdf5", (12, 9))
+    task = dataclasses.replace(ARM, obs={"state": (4,), "hand": (16, 16, 3)})
+    ep = data.load(task, tmp_path / "x.hdf5")
+    assert ep.ends.tolist() == [12, 21] and list(ep.obs) == ["state", "hand"]
+    np.testing.assert_array_equal(ep.obs["hand"], wanted["hand"])
+    np.testing.assert_array_equal(ep.action, wanted["action"])
+    words = ("x.hdf5 lacks left (it has front, hand, state, action, reward, episode_ends)",)
+    task = dataclasses.replace(ARM, obs={"state": (4,), "left": (16, 16, 3)})
+    refused(lambda: data.load(task, tmp_path / "x.hdf5"), *words)
 
 
 def test_first_episodes_of_a_camera(tmp_path):
@@ -593,6 +657,29 @@ def test_info_draws_by_the_task(tmp_path, capsys):
     data.info(dataclasses.replace(ARM, draw=draw), tmp_path / "x.npz", png)
     assert f"drawn: {png}" in capsys.readouterr().out
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_draws_what_cameras_saw(tmp_path, capsys, monkeypatch):
+    """Below the task's own picture a strip of each camera: pictures of the longest episode."""
+    from matplotlib.image import imread
+
+    a = arm_arrays((12, 20))
+    a["front"][:12] = [200, 0, 0]
+    a["front"][12:] = [0, 200, 0]
+    a["hand"] = np.full((32, 8, 8, 3), [0, 0, 200], "u1")
+    save_npz(tmp_path / "x.npz", **a)
+    cameras = {"front": (12, 16, 3), "hand": (8, 8, 3)}
+    monkeypatch.setattr(data, "SEEN", 10)
+    for draw in (None, lambda figure, episodes: figure.text(0, 0, "drawn")):
+        task = dataclasses.replace(ARM, obs={**ARM.obs, **cameras}, draw=draw)
+        png = tmp_path / "out.png"
+        data.info(task, tmp_path / "x.npz", png)
+        out = capsys.readouterr().out
+        assert f"drawn: {png}" in out and "200  of one picture in 4\n" in out
+        seen = (imread(png)[..., :3] * 255).round().astype(int)
+        for color, there in (([200, 0, 0], False), ([0, 200, 0], True), ([0, 0, 200], True)):
+            area = (seen == color).all(-1).sum()
+            assert area > 3000 if there else area == 0, (color, area)
 
 
 def test_info_where_nothing_can_be_written(tmp_path):
