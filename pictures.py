@@ -52,12 +52,13 @@ def cached_pictures(source, name, shape, key, make, max_gb=MAX_GB):
     if nbytes <= SMALL:
         return made_in_memory(shape, make, what)
     places = cache_places(source, name)
+    taken = [path for path in places if os.path.lexists(path) and not path.is_file()]
     found = {path: fault(path, shape, key, max_gb) for path in places if path.is_file()}
     for path, wrong in found.items():
         if wrong is None:
             return mapped(path, shape)
     for path in places:
-        if has_room(path.parent, nbytes):
+        if path not in taken and has_room(path.parent, nbytes):
             if path in found:
                 print(f"{path} {found[path]}: it is made again", file=sys.stderr)
             build(path, shape, key, make, what, max_gb)

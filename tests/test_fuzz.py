@@ -14,7 +14,7 @@ import fuzz
 import mutations
 from commands import BadInput
 
-SHORT = ["npz", "zarr", "minari", "adroit", "robomimic", "archive"]
+SHORT = ["npz", "zarr", "minari", "adroit", "archive"]
 
 
 def test_nothing_is_found(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """pictures.py: the cache is made once, mapped, checked, and made again where it is not right."""
 
 import multiprocessing
+import os
 import tracemalloc
 
 import h5py
@@ -11,7 +12,7 @@ import pictures
 from commands import BadInput
 from formats import names_in, read, save_npz, shapes
 from pictures import HEADER, cached_pictures, mapped
-from test_formats import film, refused, write_zarr
+from test_formats import film, refused, write_zarr, zero_link
 
 SHAPE = (40, 16, 16, 3)
 NBYTES = 40 * 16 * 16 * 3
@@ -211,6 +212,15 @@ def test_read_only_data_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     keep(tmp_path / "a" / "x.npz", Maker())
     assert len(list((tmp_path / "xdg" / "drift" / "pictures").glob("[!.]*"))) == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, zero_link], ids=["pipe", "folder", "device"])
+def test_what_is_no_file_in_the_place_of_a_cache(tmp_path, make):
+    """Nothing waits for it, and it stays; the cache goes to the user's folder."""
+    make(tmp_path / "x.npz.front.pictures")
+    np.testing.assert_array_equal(keep(tmp_path / "x.npz", Maker()), film())
+    assert not (tmp_path / "x.npz.front.pictures").is_file()
+    assert len(list((tmp_path / "user" / "pictures").glob("[!.]*"))) == 1
 
 
 def test_without_room(tmp_path, monkeypatch):
