@@ -609,7 +609,7 @@ def test_info_by_observation(tmp_path, capsys):
     points[0, 0] = [-1, -2, -3]
     cloud = dataclasses.replace(ARM, obs={**ARM.obs, "points": (64, 3)})
     save_npz(tmp_path / "x.npz", points=points, **a)
-    data.info(cloud, tmp_path / "x.npz")
+    data.info(cloud, tmp_path / "x.npz", tmp_path / "x.png")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     at = {row[0]: i for i, row in enumerate(rows) if row[0] in {**cloud.obs, "action": 0}}
     front = a["front"]
