@@ -6,6 +6,9 @@ An observation is a dict of named arrays. The number of axes tells what an obser
   "points"    (N, 3)      float32   a point cloud
   any name    (H, W, 3)   uint8     a camera's picture
 
+An environment may give a picture as a `Lazy`: a policy sees only the last T_o of a chunk's T_a
+steps, so the others are never drawn.
+
 A suite's file (task_*.py) ends in a list TASKS of these; envs.py collects the lists. Nothing here
 imports a simulator.
 """
@@ -67,6 +70,7 @@ class Task:
     T_a: int  # steps of a chunk that are executed (Eqs. 22, 23)
     suite: str = "own"
     group: str = None  # the difficulty that the paper reports the task under
+    crop: dict = field(default_factory=dict)  # camera -> its crop: pixels of a square, or (h, w)
 
     # The simulator. A task without one trains and ends without a score.
     env: Callable = None  # makes one gymnasium environment with Dict observations
@@ -109,6 +113,32 @@ class Task:
             name: {"shape": list(shape), "dtype": dtype_of(shape)}
             for name, shape in self.obs.items()
         }
+
+
+def not_importable(task, e):
+    """The BadInput that tells of an ImportError of a package that a task needs."""
+    if isinstance(e, ModuleNotFoundError):
+        cure = f"pip install {task.needs}" if task.needs else "install it"
+        return BadInput(f"{task.name} needs {e.name or e}: {cure}")
+    return BadInput(f"{task.name} needs {e.name or 'a package'}, which is there but fails: {e}")
+
+
+class Lazy:
+    """An array that is made when numpy first asks for it, and is then kept.
+
+    make(*args) -> array. What it is made of must be in args as it is now, for the environment may
+    have gone on when the array is asked for.
+    """
+
+    def __init__(self, make, *args):
+        self.make = make
+        self.args = args
+        self.made = None
+
+    def __array__(self, dtype=None, copy=None):
+        if self.made is None:
+            self.made = self.make(*self.args)
+        return np.array(self.made, dtype=dtype, copy=copy)
 
 
 def observation_space(task):
@@ -163,10 +193,11 @@ class Chunked(gym.Wrapper):
         self.state = info.get("state")
         self.frames = [self.env.render()] if self.film else []
         for chunk in past:
-            self.step(chunk)
+            self._run(chunk)
         return self._observation(), self._info([])
 
     def _observation(self):
+        """The last T_o observations, stacked; here pictures that are `Lazy` are drawn."""
         return {name: np.stack([obs[name] for obs in self.history]) for name in self.history[0]}
 
     def _info(self, rewards, states=()):
@@ -185,6 +216,13 @@ class Chunked(gym.Wrapper):
         return info
 
     def step(self, chunk):
+        rewards, states = self._run(chunk)
+        terminated, truncated = (False, False) if self.hold else self.over
+        info = self._info(rewards, states)
+        return self._observation(), float(sum(rewards)), terminated, truncated, info
+
+    def _run(self, chunk):
+        """Execute actions until the episode ends -> their rewards, and the states before them."""
         rewards = []
         states = []
         for action in chunk:
@@ -201,9 +239,7 @@ class Chunked(gym.Wrapper):
             rewards.append(reward)
             if self.film:
                 self.frames.append(self.env.render())
-        terminated, truncated = (False, False) if self.hold else self.over
-        info = self._info(rewards, states)
-        return self._observation(), float(sum(rewards)), terminated, truncated, info
+        return rewards, states
 
 
 def stacked(box, n):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from commands import BadInput
-from task import PPO_DEFAULTS, Chunked, Task, check_horizons, dtype_of, observation_space
+from task import PPO_DEFAULTS, Chunked, Lazy, Task, check_horizons, dtype_of, observation_space
 
 # ---- horizons ------------------------------------------------------------------------------------
 
@@ -203,6 +203,42 @@ def test_history_is_padded_at_reset():
         assert steps_of(env.reset()[0]) == [0, 0, 0, 0]
         assert steps_of(env.step(chunk(2))[0]) == [0, 0, 1, 2]
         assert steps_of(env.step(chunk(2))[0]) == [1, 2, 3, 4]
+
+
+def test_lazy_pictures_are_made_where_they_are_looked_at():
+    """The last T_o of a chunk, once each, of what was there when they were observed."""
+    made = []
+
+    def draw(n):
+        made.append(n)
+        return np.full((4, 5, 3), n, np.uint8)
+
+    class Late(Counter):
+        """Its camera draws on demand."""
+
+        def obs(self):
+            return {**super().obs(), "camera": Lazy(draw, self.n)}
+
+    env = Chunked(Late(), T_o=2, T_a=3, steps=300)
+    assert steps_of(env.reset(seed=7)[0]) == [0, 0]
+    assert steps_of(env.step(chunk(3))[0]) == [2, 3]
+    assert steps_of(env.step(chunk(3))[0]) == [5, 6]
+    assert made == [0, 2, 3, 5, 6]
+    obs, _ = env.reset(seed=7, options={"past": {7: [chunk(3), chunk(3)]}})
+    assert steps_of(obs) == [5, 6]
+    assert made == [0, 2, 3, 5, 6, 5, 6]  # nothing on the way
+    env = Chunked(Late(), T_o=3, T_a=1, steps=300)  # one that was seen is not drawn again
+    env.reset()
+    env.step(chunk(1))
+    assert made[7:] == [0, 1]
+
+
+def test_a_lazy_picture_is_an_array_to_numpy():
+    lazy = Lazy(np.full, (2, 3), 7, np.uint8)
+    assert np.asarray(lazy) is np.asarray(lazy)
+    assert np.asarray(lazy, np.float32).dtype == np.float32
+    np.array(lazy)[:] = 0  # a copy
+    np.testing.assert_array_equal(lazy, np.full((2, 3), 7))
 
 
 def test_end_inside_a_chunk():
