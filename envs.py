@@ -34,7 +34,7 @@ import task_pusht
 from commands import START_SEEDS, BadInput, Parser, check_seed, cli, refuse_flags
 from download import find
 from files import atomic, check_output
-from task import Chunked, dtype_of
+from task import Chunked, dtype_of, not_importable
 
 SUITES = (task_pusht, task_locomotion, task_clouds)
 TASKS = {task.name: task for suite in SUITES for task in suite.TASKS}
@@ -159,8 +159,7 @@ def make_env(task):
     try:
         return task.env()
     except ImportError as e:
-        cure = f"pip install {task.needs}" if task.needs else "install it"
-        raise BadInput(f"{task.name} needs {e.name or e}: {cure}") from e
+        raise not_importable(task, e) from e
     except RuntimeError as e:
         if "MUJOCO_GL" not in str(e):
             raise
@@ -401,8 +400,7 @@ def what_the_policy_sees(task, seed):
         scene.set(title="the scene: there is no render()")
     for i, name in enumerate(cameras):
         axes = figure.add_subplot(1, panels, 2 + i)
-        axes.imshow(obs[name])
-        axes.set(xticks=[], yticks=[], title=name)
+        draw_camera(axes, name, np.asarray(obs[name]), task.crop.get(name))
     for i, name in enumerate(clouds):
         from pointcloud import draw  # only here, for it needs MuJoCo
 
@@ -421,6 +419,24 @@ def what_the_policy_sees(task, seed):
             axes.invert_yaxis()
     env.close()
     return figure
+
+
+def draw_camera(axes, name, picture, crop=None):
+    """Draw a camera's picture (H, W, 3), and on it the crop in its middle that is encoded.
+
+    crop: (h, w) pixels, or one number for both.
+    """
+    from matplotlib.patches import Rectangle
+
+    title = name
+    axes.imshow(picture)
+    if crop:
+        H, W = picture.shape[:2]
+        h, w = np.broadcast_to(crop, 2)
+        corner = ((W - w) // 2 - 0.5, (H - h) // 2 - 0.5)  # the first pixel begins at -0.5
+        axes.add_patch(Rectangle(corner, w, h, fill=False, edgecolor="tab:red", ls="--"))
+        title += f", crop {h} x {w}"
+    axes.set(xticks=[], yticks=[], title=title)
 
 
 def main():

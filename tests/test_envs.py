@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from matplotlib.figure import Figure
 from PIL import Image
 
 import commands
@@ -130,6 +131,19 @@ def test_a_missing_package_is_named(workers):
         make_env(task)
     with pytest.raises(BadInput, match="pip install chess-env==1.2"):
         make_vec(task, 2, workers=workers)
+
+
+def test_a_package_that_cannot_be_loaded_is_told():
+    """It is there already: installing it once more would not help."""
+
+    def make():
+        raise ImportError("libGL.so.1: cannot open shared object file", name="cv2")
+
+    wanted = (
+        "^line needs cv2, which is there but fails: libGL.so.1: cannot open shared object file$"
+    )
+    with pytest.raises(BadInput, match=wanted):
+        make_env(replace(LINE, env=make, needs="chess-env==1.2"))
 
 
 def test_pusht_without_its_package(monkeypatch):
@@ -482,6 +496,7 @@ def test_list_of_tasks(monkeypatch, capsys, tmp_path):
     by_name = {row.split()[0]: row for row in rows}
     for name, words in {
         "pusht": ("state 20", "2/16/8", "300", "max", "pusht.npz"),
+        "pusht-image": ("image 96x96x3, agent_pos 2", "2/16/8", "300", "max", "pusht.npz"),
         "ant": ("state 105", "1/4/4", "1000", "sum", "python data.py download ant"),
         "metaworld-reach": ("points 512x3", "easy", "experts.py --task metaworld-reach"),
         "adroit-pen": ("held", "experts.py --task adroit-pen"),
@@ -530,6 +545,32 @@ def test_picture_of_every_observation():
     assert titles[3].startswith("points")
     assert titles[4].startswith("state")
     assert [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes[:3]] == [100, 30, 200]
+
+
+@pytest.mark.parametrize(
+    "shape, crop, x, y",
+    [((6, 6, 3), 4, (0.5, 4.5), (0.5, 4.5)), ((5, 8, 3), (2, 3), (1.5, 4.5), (0.5, 2.5))],
+)
+def test_the_crop_is_drawn(shape, crop, x, y):
+    """A centred frame around the pixels that are encoded, whose edges lie between pixels."""
+    axes = Figure().subplots()
+    envs.draw_camera(axes, "front", np.zeros(shape, np.uint8), crop)
+    (frame,) = axes.patches
+    left, low, right, high = frame.get_bbox().extents
+    assert (left, right) == x
+    assert (low, high) == y
+    h, w = np.broadcast_to(crop, 2)
+    assert axes.get_title() == f"front, crop {h} x {w}"
+
+
+def test_picture_of_pusht_image():
+    """Both parts of the observation, and what of the picture is encoded."""
+    figure = envs.what_the_policy_sees(TASKS["pusht-image"], 100_000)
+    scene, image, agent = figure.axes
+    assert image.get_title() == "image, crop 84 x 84"
+    assert image.images[0].get_array().shape == (96, 96, 3)
+    assert image.patches[0].get_bbox().extents.tolist() == [5.5, 5.5, 89.5, 89.5]
+    np.testing.assert_array_equal(agent.lines[0].get_xydata(), [[235, 124]])  # of that seed
 
 
 def test_picture_without_render():
