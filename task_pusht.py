@@ -1,18 +1,28 @@
-"""Push-T: push a T-shaped block onto its goal, by Diffusion Policy's low-dimensional protocol.
+"""Push-T: push a T-shaped block onto its goal, by Diffusion Policy's two protocols.
 
-The observation is nine key points of the T and the agent's position, 20 numbers in pixels of the
-512 x 512 scene. An episode lasts 300 steps. Its score is the highest min(coverage / 0.95, 1) that
+The observation of `pusht` is nine key points of the T and the agent's position, 20 numbers in
+pixels of the 512 x 512 scene. That of `pusht-image` is a picture of the scene, 96 x 96, and the
+agent's position. An episode lasts 300 steps. Its score is the highest min(coverage / 0.95, 1) that
 is reached; success is a coverage above 0.95. Start states come from seeds, 100000 on in evaluation.
 
-Data: Diffusion Policy's zarr folder (data/keypoint, data/state, data/action, meta/episode_ends) of
-206 human demonstrations, or an npz with state, action and episode_ends. demos/pusht.npz ships with
-the code: experts.py recorded it from three policies that were trained on the human demonstrations.
+Data: Diffusion Policy's zarr folder (data/img, data/keypoint, data/state, data/action,
+meta/episode_ends) of 206 human demonstrations, or an npz with state, action and episode_ends.
+demos/pusht.npz ships with the code: experts.py recorded it from three policies that were trained on
+the human demonstrations. Where a file has no pictures they are drawn from its states, which takes
+half a minute, and kept in the cache.
 """
+
+import functools
+import hashlib
+import importlib.metadata
+import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 
-from task import Task, observation_space
+from pictures import cached_pictures
+from task import Lazy, Task, not_importable, observation_space
 
 # The nine key points of Diffusion Policy's data, fixed in the T's own frame, in pixels.
 KEYPOINTS = np.array(
@@ -29,6 +39,8 @@ KEYPOINTS = np.array(
     ]
 )
 GOAL = np.array([0, 0, 256, 256, np.pi / 4])  # a state whose T lies on the goal
+SCENE = 512  # pixels of the scene's side, the unit of states and actions
+SIDE = 96  # pixels of a picture's side
 
 # sha256 of each array's bytes in C order: independent of chunking, compression and zip tool.
 SHA256 = {
@@ -79,11 +91,14 @@ def start_state(seed):
 
 
 def simulator():
-    """gym-pusht with the goal's polygon made once, not at every step: 1.4 times as fast."""
-    from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
+    """gym-pusht with the goal's polygon made once, not at every step, and with faster pictures."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # pygame imports it
+        from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
+    import cv2
 
     class Simulator(PushTEnv):
-        """The same numbers as gym-pusht's own."""
+        """The same numbers and pictures as gym-pusht's own."""
 
         goal = None
 
@@ -93,6 +108,32 @@ def simulator():
                 self.goal = pymunk_to_shapely(self.get_goal_pose_body(self.goal_pose), shapes)
             tee = pymunk_to_shapely(self.block, shapes)
             return self.goal.intersection(tee).area / self.goal.area
+
+        def pose(self, state):
+            """Put agent and T where the data recorded them: the angle first; no velocities."""
+            for body in (self.agent, self.block):
+                body.velocity = (0, 0)
+                body.angular_velocity = 0
+            self.agent.position = tuple(map(float, state[:2]))
+            self.block.angle = float(state[4])
+            self.block.position = tuple(map(float, state[2:4]))
+            for body in (self.agent, self.block):
+                self.space.reindex_shapes_for_body(body)
+
+        def picture(self, state):
+            """The scene in a state (5,), as the demonstrations' camera saw it: (96, 96, 3) uint8.
+
+            It is what gym-pusht draws, in a third of the time: all of the surface is not copied,
+            but only the pixels that the picture is made of. Two things that touch are marked there
+            by a short red line, which a policy can see. Contacts are found by a step of the
+            simulator, here one in which nothing has time to move.
+            """
+            self.pose(state)
+            self.space.step(1e-9)
+            surface = self._draw()
+            pixels = np.frombuffer(surface.get_buffer(), np.uint8).reshape(SCENE, SCENE, 4)
+            rgb = [shift // 8 for shift in surface.get_shifts()[:3]]  # their places in a pixel
+            return np.take(cv2.resize(pixels, (SIDE, SIDE)), rgb, axis=2)
 
     return Simulator(
         obs_type="state",
@@ -113,6 +154,10 @@ class PushT(gym.Wrapper):
         super().__init__(simulator())
         self.observation_space = observation_space(PUSHT)
 
+    def observe(self, state):
+        """The observation in a state (5,)."""
+        return {"state": pusht_obs(state)}
+
     def reset(self, *, seed=None, options=None):
         gym.Env.reset(self.unwrapped, seed=seed)
         if seed is None:
@@ -122,19 +167,12 @@ class PushT(gym.Wrapper):
         state, _ = self.env.reset(options={"reset_to_state": start_state(seed)})
         if options and "state" in options:
             state = self.set_state(options["state"])
-        return {"state": pusht_obs(state)}, {"state": state}
+        return self.observe(state), {"state": state}
 
     def set_state(self, state):
-        """Put agent and T where the data recorded them: the angle first; all velocities are 0."""
-        sim = self.unwrapped
-        for body in (sim.agent, sim.block):
-            body.velocity = (0, 0)
-            body.angular_velocity = 0
-        sim.agent.position = tuple(map(float, state[:2]))
-        sim.block.angle = float(state[4])
-        sim.block.position = tuple(map(float, state[2:4]))
-        sim.space.reindex_shapes_for_body(sim.block)
-        return sim.get_obs()
+        """Put agent and T exactly there, see `pose` -> the state that the simulator then tells."""
+        self.unwrapped.pose(state)
+        return self.unwrapped.get_obs()
 
     def step(self, action):
         from pymunk import Vec2d
@@ -143,7 +181,74 @@ class PushT(gym.Wrapper):
         target = Vec2d(*map(float, action))
         state, reward, terminated, truncated, info = self.env.step(target)
         info = {**info, "state": state}
-        return {"state": pusht_obs(state)}, float(reward), bool(terminated), truncated, info
+        return self.observe(state), float(reward), bool(terminated), truncated, info
+
+
+class PushTImage(PushT):
+    """Push-T seen by a camera; the picture is `Lazy`, drawn where it is looked at.
+
+    A second simulator draws it, since the first may have gone on by then.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = observation_space(PUSHT_IMAGE)
+        self.painter = painter()
+
+    def observe(self, state):
+        """The observation in a state (5,)."""
+        return {
+            "image": Lazy(self.painter.picture, state),
+            "agent_pos": state[:2].astype(np.float32),
+        }
+
+
+def painter():
+    """A simulator whose `picture` may be called."""
+    sim = simulator()
+    sim.reset()
+    return sim
+
+
+# ---- pictures of recorded states ----------------------------------------------------------------
+
+
+def image_observations(arrays):
+    """The observations of pusht-image in a file's arrays; without the picture if it has none."""
+    if "image" in arrays and "agent_pos" in arrays:
+        return {"image": arrays["image"], "agent_pos": arrays["agent_pos"]}
+    made = {"agent_pos": arrays["state"][:, :2]}
+    if "img" in arrays:
+        made["image"] = arrays["img"]
+    return made
+
+
+def render(arrays, path):
+    """{"image": (N, 96, 96, 3) uint8}: pictures drawn from the states (N, 5) of the file at path.
+
+    They are drawn once, at half a millisecond each, and kept in a cache. Raises BadInput if a
+    package is missing.
+    """
+    states = arrays["state"]
+    try:
+        key = f"{states_sha(states)} drawn by pygame {importlib.metadata.version('pygame')}"
+        draw = functools.partial(pictures_of, states)
+        shape = (len(states), SIDE, SIDE, 3)
+        return {"image": cached_pictures(path, "image", shape, key, draw)}
+    except ImportError as e:
+        raise not_importable(PUSHT_IMAGE, e) from e
+
+
+def states_sha(states):
+    """The sha256 of states (N, 5)."""
+    return hashlib.sha256(np.ascontiguousarray(states, np.float64)).hexdigest()
+
+
+def pictures_of(states, n=64):
+    """The pictures of states (N, 5), n at a time: (n, 96, 96, 3) uint8."""
+    sim = painter()
+    for first in range(0, len(states), n):
+        yield np.stack([sim.picture(state) for state in states[first : first + n]])
 
 
 # ---- pictures -----------------------------------------------------------------------------------
@@ -157,6 +262,13 @@ def sketch(axes, obs):
     axes.plot(*pusht_obs(GOAL)[:18].reshape(9, 2).T, "x", color="tab:green", label="their goal")
     axes.legend(fontsize=8)
     axes.set(xlim=(0, 512), ylim=(512, 0), aspect="equal", title="the observation, pixels")
+
+
+def sketch_agent(axes, obs):
+    """The agent's position in the scene, which is what `pusht-image` sees beside the picture."""
+    axes.plot(*obs["agent_pos"], "ko", label="agent")
+    axes.legend(fontsize=8)
+    axes.set(xlim=(0, SCENE), ylim=(SCENE, 0), aspect="equal", title="agent_pos, pixels")
 
 
 def draw(figure, episodes):
@@ -185,7 +297,7 @@ def draw(figure, episodes):
     lengths.set(title=f"Episode lengths, mean {mean:.1f}", xlabel="steps", ylabel="episodes")
 
 
-# ---- the task -----------------------------------------------------------------------------------
+# ---- the tasks ----------------------------------------------------------------------------------
 
 PUSHT = Task(
     name="pusht",
@@ -224,4 +336,21 @@ PUSHT = Task(
     paper={"DBP": 0.87, "Diffusion Policy": 0.85},
 )
 
-TASKS = [PUSHT]
+PUSHT_IMAGE = replace(
+    PUSHT,
+    name="pusht-image",
+    obs={"image": (SIDE, SIDE, 3), "agent_pos": (2,)},
+    crop={"image": 84},
+    env=PushTImage,
+    potential=None,  # it would need the key points, which no observation has
+    sketch=sketch_agent,
+    arrays=("img", "state"),
+    observations=image_observations,
+    render=render,
+    optional=("data/keypoint", "data/n_contacts"),
+    draw=None,
+    stage2={**PUSHT.stage2, "shaping": 0.0},
+    paper={"DBP": 0.89, "Diffusion Policy": 0.91},
+)
+
+TASKS = [PUSHT, PUSHT_IMAGE]
