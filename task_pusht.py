@@ -21,6 +21,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 
+from commands import BadInput
 from pictures import cached_pictures
 from task import Lazy, Task, not_importable, observation_space
 
@@ -227,9 +228,15 @@ def render(arrays, path):
     """{"image": (N, 96, 96, 3) uint8}: pictures drawn from the states (N, 5) of the file at path.
 
     They are drawn once, at half a millisecond each, and kept in a cache. Raises BadInput if a
-    package is missing.
+    package is missing, or if these are no states: to draw something far away would take for ever.
     """
     states = arrays["state"]
+    table = states.ndim == 2 and states.shape[1] == 5
+    if not table or not (np.abs(states) <= 10 * SCENE).all():  # NaN is refused too
+        raise BadInput(
+            f"{path}: state {states.shape} cannot be drawn: it must be (N, 5), the agent's and the "
+            f"T's position in pixels of 0 to {SCENE} and the T's angle"
+        )
     try:
         key = f"{states_sha(states)} drawn by pygame {importlib.metadata.version('pygame')}"
         draw = functools.partial(pictures_of, states)

@@ -118,6 +118,17 @@ def test_exact_state():
             env.step([300, 310])
 
 
+def test_bodies_are_drawn_where_they_were_put():
+    """The simulator's own picture of an exact state shows both in it, before any step."""
+    env = PushT()
+    env.reset(seed=1, options={"state": [100, 120, 300, 310, 2.5]})
+    picture = env.render().astype(int)  # 256 pixels of the scene's 512
+    red, green, blue = picture[60, 50]
+    assert blue > green + 50 > red + 50  # the agent is blue
+    red, green, blue = picture[155, 150]
+    assert max(red, green, blue) < 200  # the T is grey, the ground white
+
+
 def test_unseeded_resets_differ():
     env = PushT()
     first, second, third = (env.reset(seed=seed)[0]["state"] for seed in (0, None, None))

@@ -276,6 +276,18 @@ def test_recorded_pictures_come_first(tmp_path, monkeypatch):
         np.testing.assert_array_equal(obs["agent_pos"], state[:, :2])
 
 
+@pytest.mark.parametrize(
+    "state",
+    [np.zeros((40, 3)), np.zeros((40, 5, 1)), np.full((40, 5), np.nan), np.full((40, 5), 1e9)],
+    ids=["narrow", "deep", "NaN", "far away"],
+)
+def test_states_that_cannot_be_drawn(tmp_path, state):
+    arrays = {"action": np.zeros((40, 2)), "episode_ends": np.array([40]), "state": state}
+    save_npz(tmp_path / "x.npz", **arrays)
+    with pytest.raises(BadInput, match=r"x.npz: state \(40, .*\) cannot be drawn: it must be"):
+        load(PUSHT_IMAGE, tmp_path / "x.npz")
+
+
 def test_neither_pictures_nor_states(tmp_path):
     arrays = {"action": np.zeros((40, 2)), "episode_ends": np.array([40])}
     save_npz(tmp_path / "x.npz", **arrays)
