@@ -33,9 +33,10 @@ from commands import (
 )
 from data import Windows, load
 from drift import chunk_loss
+from encoders import vision_of
 from envs import defaults_of, task_list, task_named
 from evaluate import evaluate, line, log_score
-from files import atomic
+from files import atomic, load_torch
 from formats import MAX_GB
 from policy import Policy, data_ranges
 from ranks import ALONE, of_torchrun
@@ -57,12 +58,14 @@ from saves import (
     write,
 )
 from task import check_horizons
+from vision import KINDS, POOLS, augmented, take_convolutions
 
 PAPER_DIMS = (512, 1024, 2048)
 SMALL_DIMS = (64, 128, 256)  # on a CPU (note 3)
 TINY_DIMS = (64, 128)  # on a CPU, for chunks of fewer than 8 steps
 DBP_DEFAULTS = {"K": 4, "temp": [0.2], "mode": "chunk", "spread": 0.0, "memory": 0}
 DBP_ONLY = ("temp", "mode", "spread", "memory")  # the flags that no other method uses
+OF_CAMERAS = ("encoder", "shared_cameras", "pool", "vision_weights", "shift", "jitter")  # flags
 LENGTHS = ("epochs", "steps", "minutes")  # flags that say how long to train
 LOG_EVERY = 50  # steps
 SNAPSHOT_STEPS = (0, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)  # of hypotheses.png
@@ -72,6 +75,7 @@ FREE_ON_RESUME = {
     "data",
     "max_gb",
     "init",
+    "vision_weights",
     "device",
     "threads",
     "save_every",
@@ -233,6 +237,18 @@ class Training:
         ranks = ALONE if self.args.method == "dbp" else self.ranks
         return step_seed(self.args.seed, self.step, rank=ranks.rank, world=ranks.world)
 
+    def augmented(self, obs):
+        """Observations whose pictures are changed at random; the step fixes how."""
+        return augmented(
+            obs,
+            self.generator,
+            crop=self.policy.encoder.crop,
+            shift=self.args.shift or 0,
+            jitter=self.args.jitter or 0.0,
+            n=self.n,
+            share=self.ranks.share,
+        )
+
     def gradients(self):
         """Take the gradients of this step's loss. Returns the loss, detached, and its figures."""
         args = self.args
@@ -243,6 +259,7 @@ class Training:
         if self.memory:
             past = functools.partial(self.memory.negatives, i.to(args.device))
         self.generator.manual_seed(self.noise_seed())
+        obs = self.augmented(obs)
         loss, info = self.loss_of(obs, pos, args, self.generator, past, self.ranks, self.n)
         self.ranks.backward(loss, self.n)
         return loss.detach(), info
@@ -398,18 +415,34 @@ def new_policy(args, task, windows):
         "T_p": args.T_p,
         "T_a": args.T_a,
         "dims": args.dims,
+        **vision_of(task.obs, task.crop, args.encoder, args.pool, bool(args.shared_cameras)),
     }
     if args.method != "dbp":
         shape.update(method=args.method, time_dim=baselines.time_dim(args.method))
     torch.manual_seed(args.seed)
     policy = Policy(shape, data_ranges(windows.obs, windows.action)).to(args.device)
     baselines.start(policy)
+    if args.vision_weights:
+        start_to_see(policy, args.vision_weights)
     if args.spread:
         first = windows.batch(torch.zeros(1, dtype=torch.long, device=args.device))[0]
         spread_outputs(policy.net, args.spread, policy.latent(500), policy.features(first))
     if args.init:
         start_from(policy, args.init, args.device)
     return policy
+
+
+def start_to_see(policy, path):
+    """Copy the convolutions of torchvision's ResNet18 into the encoder of every camera. BadInput.
+
+    path: a file of its state dict, as torchvision publishes it; it is read without unpickling.
+    """
+    try:
+        found = load_torch(path)
+    except BadInput as e:
+        raise BadInput(f"--vision-weights: {e}: give torchvision's resnet18-f37072fd.pth") from e
+    for camera in policy.encoder.cameras:
+        take_convolutions(camera.body, found, path)
 
 
 def start_from(policy, path, device):
@@ -750,6 +783,42 @@ def parse(argv=None):
         "GPU, and on a CPU 64 128 256, or 64 128 if T_p < 8",
     )
 
+    g = p.add_argument_group("cameras (only for tasks that have some)")
+    g.add_argument(
+        "--encoder",
+        choices=KINDS,
+        help="of a camera's pictures: small, three convolutions, if not given on a CPU; resnet18, "
+        "Diffusion Policy's, on a GPU",
+    )
+    g.add_argument(
+        "--pool",
+        choices=POOLS,
+        help="what ResNet18 ends in: the mean places of 32 softmaxes, or an average; softmax if "
+        "not given",
+    )
+    g.add_argument(
+        "--shared-cameras",
+        action="store_true",
+        default=None,
+        help="one encoder for all cameras, not one for each",
+    )
+    g.add_argument(
+        "--vision-weights",
+        metavar="FILE",
+        help="start ResNet18's convolutions from torchvision's file resnet18-f37072fd.pth",
+    )
+    g.add_argument(
+        "--shift",
+        type=int,
+        metavar="PIXELS",
+        help="move pictures by up to that many pixels at random, beyond the task's random crop",
+    )
+    g.add_argument(
+        "--jitter",
+        type=float,
+        help="multiply brightness and contrast by random factors from 1 - X to 1 + X",
+    )
+
     g = p.add_argument_group("beyond the paper (only for dbp, off if not given)")
     g.add_argument(
         "--spread",
@@ -868,6 +937,7 @@ def resolve(args):
     check_device(args.device)
     gpu = torch.device(args.device).type != "cpu"
     args.dims = chosen_dims(args.dims or ["auto"], gpu, args.T_p)
+    choose_encoder(args, task, gpu)
     if args.lr is None:
         args.lr = 1e-4 if max(args.dims) >= 1024 else 5e-4
     if args.epochs is args.steps is args.minutes is None:
@@ -935,6 +1005,32 @@ def chosen_dims(dims, gpu, T_p):
         return [int(c) for c in dims]
     except ValueError as e:
         raise BadInput(f"--dims {' '.join(dims)}: give channel counts, or auto") from e
+
+
+def choose_encoder(args, task, gpu):
+    """Fill the flags of cameras; refuse those that the task or the encoder does not use.
+
+    Raises BadInput.
+    """
+    sides = [min(shape[:2]) for shape in task.obs.values() if len(shape) == 3]
+    if not sides:
+        refuse_flags(args, OF_CAMERAS, f"{task.name}, which has no camera")
+        return
+    if len(sides) == 1:
+        refuse_flags(args, ["shared_cameras"], f"{task.name}, which has one camera")
+    if args.init:
+        refuse_flags(args, ["vision_weights"], "--init, which brings all weights")
+    if args.encoder is None:
+        args.encoder = "resnet18" if gpu else "small"
+        print(f"--encoder {args.encoder} (small on a CPU, resnet18 on a GPU)")
+    if args.encoder == "small":
+        refuse_flags(args, ["pool", "vision_weights"], "--encoder small")
+    elif args.pool is None:
+        args.pool = "softmax"
+    if not 0 <= (args.shift or 0) < min(sides):
+        raise BadInput(f"--shift must lie in 0 .. {min(sides) - 1}, not {args.shift}")
+    if not 0 <= (args.jitter or 0) < 1:
+        raise BadInput(f"--jitter must lie in [0, 1), not {args.jitter}")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,17 @@ observation gets is told by its number of axes:
 
   (S,)       numbers              passed through; beside a cloud, a small MLP
   (N, 3)     a point cloud        PointNet, as in 3D Diffusion Policy (arXiv 2403.03954)
+  (H, W, 3)  a camera's picture   three convolutions or ResNet18 (vision.py), for each camera its
+                                  own or one for all
 
-Every frame is encoded by itself. A frame's features stand side by side, clouds before numbers, and
-the T_o frames follow one another.
+Every frame is encoded by itself. A frame's features stand side by side, pictures before clouds
+before numbers, and the T_o frames follow one another.
 """
 
 import torch
 from torch import nn
+
+from vision import centre_crop, crop_sizes, frame_encoder
 
 FEATURES = 64  # of a cloud, and of the robot's own state beside one
 
@@ -72,22 +76,48 @@ def state_mlp(size, out=FEATURES):
     return nn.Sequential(nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, out))
 
 
+def vision_of(shapes, crop, encoder="small", pool="softmax", shared=False):
+    """What a policy's shape says of its cameras: keywords of Encoder; {} without a camera.
+
+    shapes: {name: shape of one observation}; crop: a Task's. Raises BadInput as crop_sizes does.
+    """
+    crop = crop_sizes(shapes, crop)
+    if not crop:
+        return {}
+    found = {"encoder": encoder, "crop": crop, "shared": shared}
+    if encoder == "resnet18":
+        found["pool"] = pool
+    return found
+
+
 class Encoder(nn.Module):
     """All observations of a policy: {name: (B, T_o, ...)} -> (B, size).
 
-    shapes: {name: shape of one observation}; T_o: the number of frames. Raises ValueError if there
+    shapes: {name: shape of one observation}; T_o: the number of frames. Of cameras: encoder and
+    pool are names of vision.py; crop {camera: [h, w]}, the whole picture where none is given;
+    shared: one encoder for all cameras, whose crops must then be equal. Raises ValueError if there
     is an observation that no encoder here takes.
     """
 
-    def __init__(self, shapes, T_o):
+    def __init__(self, shapes, T_o, *, encoder="small", pool="softmax", crop=None, shared=False):
         super().__init__()
         clouds = any(len(shape) == 2 for shape in shapes.values())
-        self.names = sorted(shapes, key=lambda name: -len(shapes[name]))  # clouds before numbers
+        # Pictures come before clouds before numbers.
+        self.names = sorted(shapes, key=lambda name: -len(shapes[name]))
+        self.crop = crop_sizes(shapes, crop or {})
+        self.shared = shared
+        if shared and len({tuple(size) for size in self.crop.values()}) > 1:
+            raise ValueError(f"cameras with crops {self.crop} cannot share an encoder: crop alike")
         parts = {}
         sizes = []
         for name in self.names:
             shape = shapes[name]
-            if len(shape) == 2:
+            if len(shape) == 3 and shape[2] == 3:
+                first = next(iter(self.crop)) if shared else name
+                if first not in parts:
+                    parts[first] = frame_encoder(encoder, pool, self.crop[name])
+                sizes.append(parts[first].size)
+            elif len(shape) == 2:
                 parts[name] = PointNet(channels=shape[1])
                 sizes.append(FEATURES)
             elif len(shape) == 1 and clouds:
@@ -101,8 +131,27 @@ class Encoder(nn.Module):
         self.parts = nn.ModuleDict(parts)
         self.size = T_o * sum(sizes)
 
+    @property
+    def cameras(self):
+        """The encoders of pictures, each once."""
+        return [part for name, part in self.parts.items() if name in self.crop]
+
+    def of_cameras(self, obs):
+        """{camera: features (B T_o, C)} of obs {name: (B, T_o, H, W, 3)}, whose middle is seen."""
+        seen = {
+            name: centre_crop(obs[name].flatten(0, 1), crop) for name, crop in self.crop.items()
+        }
+        if not self.shared:
+            return {name: self.parts[name](frames) for name, frames in seen.items()}
+        together = self.cameras[0](torch.cat(list(seen.values())))
+        return dict(zip(seen, together.chunk(len(seen))))
+
     def forward(self, obs):
         """obs {name: (B, T_o, ...)}, normalised -> features (B, size)."""
         B, T_o = obs[self.names[0]].shape[:2]
-        frames = [self.parts[name](obs[name].flatten(0, 1)) for name in self.names]  # (B T_o, C)
-        return torch.cat(frames, 1).unflatten(0, (B, T_o)).flatten(1)
+        frames = self.of_cameras(obs) if self.crop else {}  # (B T_o, C) each
+        for name in self.names:
+            if name not in frames:
+                frames[name] = self.parts[name](obs[name].flatten(0, 1))
+        features = torch.cat([frames[name] for name in self.names], 1)
+        return features.unflatten(0, (B, T_o)).flatten(1)

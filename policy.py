@@ -14,10 +14,12 @@ from commands import BadInput
 from encoders import Encoder
 from files import load_torch, not_finite, save_torch
 from unet import UNet1d
+from vision import KINDS, POOLS
 
 FORMAT = "drift-policy-2"
 LONGEST = 2**16  # steps of a chunk, numbers of an action or an observation, channels of a level
 LISTS = {"dims": 8, "shape": 3}  # how many numbers they hold at most
+VISION = ("encoder", "pool", "crop", "shared")  # what a shape with cameras says of their encoders
 NO_RANGE = 1e-4  # below it, in the data's units, a coordinate is not scaled (note 29)
 
 
@@ -76,7 +78,8 @@ class Policy(nn.Module):
     """A one-step policy; or one of another method on the same network, with its own sampler.
 
     shape: a dict of task, obs ({name: {"shape", "dtype"}}), D_a, T_o, T_p, T_a, dims; and, where
-    it is not DBP's (baselines.py), method and time_dim, the numbers that join the condition.
+    it is not DBP's (baselines.py), method and time_dim, the numbers that join the condition; and,
+    where it has cameras, what vision_of() of encoders.py gives.
     ranges: see data_ranges(); zeros if not given, for weights that are about to be loaded.
     """
 
@@ -102,7 +105,8 @@ class Policy(nn.Module):
                     zeros = torch.zeros(spec["shape"][-1])
                     self.norm_obs[name] = Normalizer(*ranges["obs"].get(name, (zeros, zeros)))
             shapes = {name: tuple(spec["shape"]) for name, spec in self.specs.items()}
-            self.encoder = Encoder(shapes, self.T_o)
+            vision = {k: shape[k] for k in VISION if k in shape}
+            self.encoder = Encoder(shapes, self.T_o, **vision)
             cond_dim = self.encoder.size + shape.get("time_dim", 0)
             self.net = UNet1d(self.D_a, cond_dim, shape["dims"])
             self.net.check_horizon(self.T_p)
@@ -283,7 +287,16 @@ def check_shape(shape, path):
             and len(shape["obs"]) > 0
             and all(is_name(name) for name in shape["obs"])
             and all(are_sizes(spec["shape"], LISTS["shape"]) for spec in shape["obs"].values())
-            and all(spec["dtype"] in ("float32", "uint8") for spec in shape["obs"].values())
+            and all(
+                spec["dtype"] == ("uint8" if len(spec["shape"]) == 3 else "float32")
+                for spec in shape["obs"].values()
+            )
+            and shape.get("encoder", "small") in KINDS
+            and shape.get("pool", "softmax") in POOLS
+            and isinstance(shape.get("shared", False), bool)
+            and isinstance(shape.get("crop", {}), dict)
+            and all(is_name(name) for name in shape.get("crop", {}))
+            and all(are_sizes(v, 2) and len(v) == 2 for v in shape.get("crop", {}).values())
         )
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
         fits = False  # what is indexed may be of any type, also a tensor

@@ -15,9 +15,9 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "encoders", "pointcloud", "commands"),
-    ("files", "ranks"),
-    ("pictures", "hdf5"),
+    ("drift", "unet", "pointcloud", "commands"),
+    ("files", "ranks", "vision"),
+    ("encoders", "pictures", "hdf5"),
     ("robomimic",),
     ("runs", "policy", "formats", "task", "experiments", "tables"),
     ("saves", "download"),
