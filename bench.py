@@ -1,7 +1,9 @@
 """Time what this project claims, as ratios that are measured in one run.
 
-train    one training step with the drift loss against the same step with a plain MSE loss
-infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network
+train    one training step with the drift loss against the same step with a plain MSE loss, and the
+         shares of data, encoder, generator, drift and optimiser
+infer    one `act` call at batch 1: p50 and p99, eager and compiled, small and paper network, with
+         each encoder if the task has cameras
 latency  the same over methods: DBP's one network evaluation against diffusion's 10 and 100
 ppo      Stage 2: rates of roll-out and update, shares of simulator, network and update
 clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL is present
@@ -10,6 +12,7 @@ clouds   one point cloud by rays, against MuJoCo's rendered depth where OpenGL i
 import startup  # noqa: F401 - first, see there
 from startup import tied
 
+import collections
 import functools
 import json
 import os
@@ -24,18 +27,22 @@ import numpy as np
 import torch
 
 from baselines import prepare, start, time_dim
-from commands import BadInput, Parser, above_zero, check_device, cli
+from commands import BadInput, Parser, above_zero, check_device, cli, refuse_flags
+from data import Episodes, Windows
 from drift import chunk_loss
+from encoders import vision_of
 from envs import TASKS, make_env, task_named
 from evaluate import count_calls
 from files import atomic, check_output
 from policy import Policy
 from runs import read_log, versions
 from unet import UNet1d
+from vision import KINDS, augmented
 
 HERE = Path(__file__).parent
 SMALL = (64, 128, 256)
 PAPER = (512, 1024, 2048)
+FRAMES = 2000  # steps of the made-up episode that batches are gathered from
 COST_BATCHES = (32, 64, 128)
 COST_K = (1, 2, 4, 8, 16)  # 1 comes first: the others are put as ratios to it
 
@@ -43,8 +50,11 @@ COST_K = (1, 2, 4, 8, 16)  # 1 comes first: the others are put as ratios to it
 # ---- what the benchmarks share -------------------------------------------------------------------
 
 
-def make_policy(dims, device, task=TASKS["pusht"], method="dbp"):
-    """An untrained policy of a task, with channels dims; its data would span [-1, 1]."""
+def make_policy(dims, device, task=TASKS["pusht"], method="dbp", encoder="small"):
+    """An untrained policy of a task, with channels dims; its data would span [-1, 1].
+
+    encoder: of the task's cameras, if it has some.
+    """
     shape = {
         "task": task.name,
         "obs": task.specs,
@@ -55,6 +65,7 @@ def make_policy(dims, device, task=TASKS["pusht"], method="dbp"):
         "dims": dims,
         "method": method,
         "time_dim": time_dim(method),
+        **vision_of(task.obs, task.crop, encoder),
     }
 
     def unit(D):
@@ -68,16 +79,27 @@ def make_policy(dims, device, task=TASKS["pusht"], method="dbp"):
     return policy.to(device)
 
 
+def random_arrays(policy, *size):
+    """Observations {name: array (*size, ...)} of a policy: random numbers and pictures."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, spec in policy.specs.items():
+        shape = (*size, *spec["shape"])
+        if spec["dtype"] == "uint8":
+            arrays[name] = rng.integers(256, size=shape, dtype=np.uint8)
+        else:
+            arrays[name] = rng.uniform(-1, 1, shape).astype(np.float32)
+    return arrays
+
+
 def random_obs(policy, B):
     """Observations {name: (B, T_o, ...)} as a policy takes them, of random numbers and pictures."""
-    obs = {}
-    for name, spec in policy.specs.items():
-        size = (B, policy.T_o, *spec["shape"])
-        if spec["dtype"] == "uint8":
-            obs[name] = torch.randint(256, size, dtype=torch.uint8, device=policy.device)
-        else:
-            obs[name] = 2 * torch.rand(size, device=policy.device) - 1
-    return obs
+    return policy.tensors(random_arrays(policy, B, policy.T_o))
+
+
+def has_cameras(task):
+    """Whether a task is seen by cameras."""
+    return any(len(shape) == 3 for shape in task.obs.values())
 
 
 def clock(device):
@@ -119,6 +141,34 @@ def quantiles(seconds):
     }
 
 
+class Laps:
+    """The seconds of the parts of each round of a loop; a part may come several times a round."""
+
+    def __init__(self, device):
+        self.device = device
+        self.rounds = []
+
+    def begin(self):
+        """Begin a round."""
+        self.rounds.append(collections.Counter())
+        self.last = clock(self.device)
+
+    def end(self, part):
+        """Count the time since the last call for this part."""
+        now = clock(self.device)
+        self.rounds[-1][part] += now - self.last
+        self.last = now
+
+    def medians(self, warm=3):
+        """{part: {"ms", "share"}} of the rounds after the first `warm`; the shares add up to 1."""
+        ms = {
+            part: 1e3 * float(np.median([seconds[part] for seconds in self.rounds[warm:]]))
+            for part in self.rounds[0]
+        }
+        whole = sum(ms.values())
+        return {part: {"ms": round(v, 3), "share": round(v / whole, 4)} for part, v in ms.items()}
+
+
 def peak_memory(device):
     """The largest memory so far in MB: of the device, or of the whole process on a CPU."""
     if torch.device(device).type == "cuda":
@@ -141,7 +191,10 @@ def train(args):
 
     The ratios are medians over pairs of steps that followed one another.
     """
-    policy = make_policy(args.dims, args.device).train()
+    task = task_named(args.task)
+    if not has_cameras(task):
+        refuse_flags(args, ["encoder"], f"{task.name}, which has no camera")
+    policy = make_policy(args.dims, args.device, task, encoder=args.encoder or "small").train()
     optimiser = torch.optim.AdamW(policy.parameters(), 1e-4, fused=True)
     obs = random_obs(policy, args.batch)
     pos = 2 * torch.rand(args.batch, 1, policy.T_p, policy.D_a, device=args.device) - 1
@@ -182,7 +235,48 @@ def train(args):
         "ratio_to_K1": round(float(np.median(to_one)), 3),
         "ratio_quartiles": np.quantile(to_mse, [0.25, 0.75]).round(4).tolist(),
         "drift_loss_alone": quantiles(alone),
+        "parts": parts_of_a_step(policy, optimiser, drift, args),
     }
+
+
+def parts_of_a_step(policy, optimiser, drift, args):
+    """Medians in ms, and shares, of the parts of a training step as dbp_train.py makes it.
+
+    data: the batch is gathered and its pictures are cropped at random. encoder, generator: forward
+    and backward passes, the latter of all K hypotheses. drift: the loss and its gradient, of
+    drift(x). optimiser: the clip of the gradient, and the update.
+    """
+    action = np.random.default_rng(0).uniform(-1, 1, (FRAMES, policy.D_a)).astype(np.float32)
+    episode = Episodes(random_arrays(policy, FRAMES), action, np.array([FRAMES]), Path("none"))
+    windows = Windows(episode, policy.T_o, policy.T_p, policy.T_a, args.device)
+    generator = torch.Generator(args.device).manual_seed(0)
+    order = windows.order(0, 0)
+    laps = Laps(args.device)
+    for step in range(3 + args.n):
+        laps.begin()
+        i = order[(step * args.batch + torch.arange(args.batch, device=args.device)) % len(order)]
+        obs, action = windows.batch(i)
+        obs = augmented(obs, generator, crop=policy.encoder.crop)
+        policy.norm_action(action)
+        laps.end("data")
+        h = policy.features(obs)
+        laps.end("encoder")
+        h_alone = h.detach().requires_grad_()
+        x = policy.net(policy.latent(args.batch, args.K, generator=generator), h_alone)
+        laps.end("generator")
+        x_alone = x.detach().requires_grad_()
+        drift(x_alone).backward()
+        laps.end("drift")
+        x.backward(x_alone.grad)
+        laps.end("generator")
+        if h.requires_grad:
+            h.backward(h_alone.grad)
+        laps.end("encoder")
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        laps.end("optimiser")
+    return laps.medians()
 
 
 def cost(args):
@@ -233,17 +327,37 @@ def measured_step(B, K, flags):
 
 
 def infer(args):
-    """The latency of one act call at batch 1, as a robot makes it: observation in, chunk out."""
+    """The latency of one act call at batch 1, as a robot makes it: observation in, chunk out.
+
+    The observation is given as arrays; those of cameras are T_o pictures of bytes.
+    """
+    task = task_named(args.task)
     rows = {}
     for size, dims in (("small", SMALL), ("paper", PAPER)):
-        policy = make_policy(dims, args.device).eval()
-        obs = random_obs(policy, 1)
-        for how in ("eager", "compiled") if args.compile else ("eager",):
-            if how == "compiled":
-                policy.net.compile()
-            act = functools.partial(policy.act, obs)
-            rows[f"{size} {how}"] = quantiles(timed(act, args.n, args.device, warm=10))
-            print(size, how, rows[f"{size} {how}"], flush=True)
+        if not has_cameras(task):
+            rows.update(act_rows(make_policy(dims, args.device, task), size, args))
+            continue
+        for encoder in KINDS:
+            policy = make_policy(dims, args.device, task, encoder=encoder)
+            rows.update(act_rows(policy, f"{size}, {encoder}", args))
+    return rows
+
+
+def act_rows(policy, name, args):
+    """{"NAME eager": quantiles}, and compiled if asked for, of one act call of a policy."""
+    policy.eval()
+    obs = random_arrays(policy, 1, policy.T_o)
+
+    def act():
+        policy.act(policy.tensors(obs))
+
+    rows = {}
+    for how in ("eager", "compiled") if args.compile else ("eager",):
+        if how == "compiled":
+            for net in (policy.net, *policy.encoder.cameras):
+                net.compile()
+        rows[f"{name} {how}"] = quantiles(timed(act, args.n, args.device, warm=10))
+        print(name, how, rows[f"{name} {how}"], flush=True)
     return rows
 
 
@@ -517,7 +631,13 @@ def parse(argv=None):
             "--compile", action="store_true", help="also torch.compile; needs a C++ compiler"
         )
 
+    for name in ("train", "infer", "ppo"):
+        benches[name].add_argument(
+            "--task", default="pusht", help="a task; `python envs.py` lists them"
+        )
+
     c = benches["train"]
+    c.add_argument("--encoder", choices=KINDS, help="of the task's cameras; small if not given")
     c.add_argument("--batch", type=int, default=32, metavar="B", help="observations")
     c.add_argument("--K", type=int, default=4, help="hypotheses")
     c.add_argument(
@@ -528,7 +648,6 @@ def parse(argv=None):
     )
 
     c = benches["ppo"]
-    c.add_argument("--task", default="pusht", help="a task; `python envs.py` lists them")
     c.add_argument("--num-envs", type=int, help="simulators; dbpo_ppo.py's default if not given")
     c.add_argument("--num-steps", type=int, help="chunk steps an iteration; likewise")
     c.add_argument("--turns", type=int, default=2, help="runs of each kind, in turn")
