@@ -320,11 +320,11 @@ def take_convolutions(body, found, path):
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise BadInput(f"{about}: give a state dict, {{name: tensor}}")
     wanted = body.convolutions()
-    of_file = {name for name, v in found.items() if v.ndim == 4}
-    for name in sorted(of_file.symmetric_difference(wanted), key=str):
-        raise BadInput(
-            f"{about}: {str(name)[:100]} is {'missing' if name in wanted else 'too many'}"
-        )
+    of_file = {str(name) for name, v in found.items() if v.ndim == 4}
+    different = sorted(of_file.symmetric_difference(wanted))
+    if different:
+        what = "is missing" if different[0] in wanted else "is too many"
+        raise BadInput(f"{about}: {different[0][:100]} {what}")
     for name, weight in wanted.items():
         there = found[name]
         if there.shape != weight.shape or not there.is_floating_point():
@@ -334,4 +334,5 @@ def take_convolutions(body, found, path):
             )
         if not there.isfinite().all():
             raise BadInput(f"{about}: {name} is not finite")
-        weight.copy_(there)
+    for name, weight in wanted.items():
+        weight.copy_(found[name])

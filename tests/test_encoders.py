@@ -1,11 +1,13 @@
-"""encoders.py: frames are encoded one by one, the order of points is irrelevant, and the winners'
-shortcut is exact."""
+"""encoders.py: frames are encoded one by one, the order of points is irrelevant, the winners'
+shortcut is exact, and every camera is seen, by an encoder of its own or by one for all."""
 
 import pytest
 import torch
 
 import encoders
-from encoders import FEATURES, Encoder, PointNet
+from commands import BadInput
+from encoders import FEATURES, Encoder, PointNet, vision_of
+from vision import centre_crop
 
 
 def test_numbers_pass_through():
@@ -71,6 +73,125 @@ def test_coloured_points():
 def test_an_observation_without_an_encoder():
     with pytest.raises(ValueError, match=r"film \(4, 8, 8, 3\)"):
         Encoder({"state": (2,), "film": (4, 8, 8, 3)}, T_o=1)
+
+
+# ---- cameras -------------------------------------------------------------------------------------
+
+TWO_CAMERAS = {"joints": (4,), "front": (24, 20, 3), "wrist": (16, 16, 3)}
+CROPS = {"front": (16, 12), "wrist": 12}
+
+
+def two_cameras(B=3, T_o=2, seed=0):
+    """Observations of TWO_CAMERAS."""
+    g = torch.Generator().manual_seed(seed)
+
+    def picture(H, W):
+        return torch.randint(256, (B, T_o, H, W, 3), dtype=torch.uint8, generator=g)
+
+    joints = torch.randn(B, T_o, 4, generator=g)
+    return {"joints": joints, "front": picture(24, 20), "wrist": picture(16, 16)}
+
+
+@pytest.mark.parametrize("kind, pool", [("small", None), ("resnet18", "softmax")])
+def test_two_cameras_of_different_size(kind, pool):
+    """Frame by frame: the features of each camera's middle, then the numbers as they are."""
+    torch.manual_seed(0)
+    encoder = Encoder(TWO_CAMERAS, 2, encoder=kind, pool=pool, crop=CROPS)
+    obs = two_cameras()
+    out = encoder(obs)
+    assert out.shape == (3, encoder.size) == (3, 2 * (64 + 64 + 4))
+    front, wrist = encoder.cameras
+    for t in range(2):
+        alone = [front(obs["front"][:, t, 4:20, 4:16]), wrist(obs["wrist"][:, t, 2:14, 2:14])]
+        frame = torch.cat([*alone, obs["joints"][:, t]], 1)
+        torch.testing.assert_close(out[:, 132 * t : 132 * (t + 1)], frame, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(*(next(camera.parameters()) for camera in (front, wrist)))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kind, pool", [("small", None), ("resnet18", "average")])
+def test_every_camera_gets_a_gradient(kind, pool, shared):
+    """Also the pixels of each of its frames matter, and those outside of the crop do not."""
+    torch.manual_seed(0)
+    shapes = {**TWO_CAMERAS, "top": (14, 14, 3)}
+    crop = dict.fromkeys(("front", "wrist", "top"), 12)
+    encoder = Encoder(shapes, 2, encoder=kind, pool=pool, crop=crop, shared=shared)
+    obs = two_cameras()
+    obs["top"] = obs["wrist"][:, :, 1:15, 1:15]
+    out = encoder(obs)
+    assert len(encoder.cameras) == (1 if shared else 3)
+    out.square().sum().backward()
+    for camera in encoder.cameras:
+        for name, p in camera.named_parameters():
+            assert p.grad is not None and p.grad.abs().sum() > 0, name
+    for name in crop:
+        for t in range(2):
+            changed = {k: v.clone() for k, v in obs.items()}
+            centre_crop(changed[name][:, t], (12, 12)).bitwise_xor_(255)
+            differs = (encoder(changed) - out).abs().amax(0) > 1e-4
+            size = encoder.size // 2
+            assert differs.view(2, size)[t].any() and not differs.view(2, size)[1 - t].any()
+        changed = {k: v.clone() for k, v in obs.items()}
+        changed[name][:, :, 0] = 255 - changed[name][:, :, 0]
+        assert torch.equal(encoder(changed), out)
+
+
+def test_shared_weights_see_all_cameras_in_one_call():
+    """A camera's features are those of its pictures through the one encoder."""
+    torch.manual_seed(0)
+    encoder = Encoder(TWO_CAMERAS, 2, crop={"front": 12, "wrist": 12}, shared=True)
+    obs = two_cameras()
+    (camera,) = encoder.cameras
+    calls = []
+    camera.register_forward_hook(lambda net, args, out: calls.append(tuple(args[0].shape)))
+    out = encoder(obs)
+    assert calls == [(2 * 3 * 2, 12, 12, 3)]
+    wrist = camera(obs["wrist"][:, 1, 2:14, 2:14])
+    torch.testing.assert_close(out[:, 132 + 64 : 132 + 128], wrist)
+    own = Encoder(TWO_CAMERAS, 2, crop={"front": 12, "wrist": 12})
+    weights = sum(p.numel() for p in encoder.parameters())
+    assert sum(p.numel() for p in own.parameters()) == 2 * weights
+    assert len(encoder.state_dict()) == len(camera.state_dict())  # each weight is saved once
+
+
+def test_all_frames_of_a_camera_in_one_call():
+    encoder = Encoder(TWO_CAMERAS, 2, crop=CROPS)
+    calls = []
+    for camera in encoder.cameras:
+        camera.register_forward_hook(lambda net, args, out: calls.append(args[0]))
+    encoder(two_cameras())
+    assert [tuple(y.shape) for y in calls] == [(6, 16, 12, 3), (6, 12, 12, 3)]
+    assert {y.dtype for y in calls} == {torch.uint8}
+
+
+def test_a_camera_beside_a_cloud():
+    shapes = {"points": (30, 3), "joints": (4,), "front": (24, 20, 3)}
+    encoder = Encoder(shapes, 1)
+    obs = {name: y[:, :1] for name, y in two_cameras().items() if name != "wrist"}
+    obs["points"] = torch.randn(3, 1, 30, 3)
+    assert encoder.names == ["front", "points", "joints"]
+    assert encoder(obs).shape == (3, 3 * FEATURES)
+
+
+def test_cameras_that_cannot_be_encoded():
+    with pytest.raises(ValueError, match="cannot share an encoder"):
+        Encoder(TWO_CAMERAS, 2, crop=CROPS, shared=True)
+    with pytest.raises(ValueError, match=r"grey \(8, 8, 1\): there is no encoder"):
+        Encoder({"grey": (8, 8, 1)}, 1)
+    with pytest.raises(BadInput, match="needs 8 x 8"):
+        Encoder({"front": (24, 20, 3)}, 1, crop={"front": 4})
+
+
+def test_what_a_policy_says_of_its_cameras():
+    assert vision_of({"state": (5,)}, {}) == {}
+    crop = {"front": [16, 12], "wrist": [12, 12]}
+    small = vision_of(TWO_CAMERAS, CROPS)
+    assert small == {"encoder": "small", "crop": crop, "shared": False}
+    large = vision_of(TWO_CAMERAS, CROPS, "resnet18", "average", True)
+    assert large == {"encoder": "resnet18", "crop": crop, "shared": True, "pool": "average"}
+
+
+# ---- the winners of a cloud ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])

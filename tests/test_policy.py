@@ -449,6 +449,110 @@ def test_round_trip(tmp_path):
     assert [q.name for q in path.parent.iterdir()] == ["ckpt.pt"]
 
 
+CAMERAS = {
+    **specs(joints=(3,)),
+    "front": {"shape": [20, 16, 3], "dtype": "uint8"},
+    "wrist": {"shape": [12, 12, 3], "dtype": "uint8"},
+}
+SEEN = {"front": [10, 10], "wrist": [10, 10]}
+VISIONS = {
+    "small": {"encoder": "small", "crop": SEEN, "shared": False},
+    "small, shared": {"encoder": "small", "crop": SEEN, "shared": True},
+    "small, whole pictures": {"encoder": "small"},
+    "resnet18": {"encoder": "resnet18", "crop": SEEN, "shared": True, "pool": "softmax"},
+    "resnet18, average": {"encoder": "resnet18", "crop": SEEN, "pool": "average"},
+}
+
+
+def with_cameras(seed=0, vision="small"):
+    """A policy that sees two cameras and joints, with random weights."""
+    torch.manual_seed(seed)
+    ranges = {"obs": {"joints": spans(-3, 5, 3)}, "action": spans(0, 512, 2)}
+    return Policy({**SHAPE, "obs": CAMERAS, **VISIONS[vision]}, ranges).eval()
+
+
+def camera_observations(p, B=3):
+    """Random observations of a policy with cameras, as arrays."""
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.integers(0, 256, (B, p.T_o, *spec["shape"]))).astype(spec["dtype"])
+        for name, spec in p.specs.items()
+    }
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_round_trip_with_cameras(tmp_path, vision):
+    """The checkpoint says which encoders there are; EMA weights of all of them come back."""
+    p = with_cameras(0, vision)
+    other = with_cameras(1, vision)
+    path = tmp_path / "ckpt.pt"
+    p.save(path, ema=parameters(other))
+    raw, _ = Policy.load(path, ema=False)
+    mean, _ = Policy.load(path)
+    assert raw.shape == p.shape and equal(raw.state_dict(), p.state_dict())
+    assert equal(parameters(mean), parameters(other))
+    obs = p.tensors(camera_observations(p))
+    z = p.latent(3)
+    assert torch.equal(raw.act(obs, z), p.act(obs, z))
+    assert torch.equal(mean.act(obs, z), other.act(obs, z))
+    assert not torch.allclose(p.act(obs, z), other.act(obs, z))
+
+
+def test_pictures_stay_bytes_up_to_their_encoder():
+    p = with_cameras()
+    obs = p.tensors(camera_observations(p))
+    assert {name: y.dtype for name, y in obs.items() if name != "joints"} == {
+        "front": torch.uint8,
+        "wrist": torch.uint8,
+    }
+    seen = []
+    for camera in p.encoder.cameras:
+        camera.register_forward_hook(lambda net, args, out: seen.append(args[0].dtype))
+    p.act(obs)
+    assert seen == [torch.uint8, torch.uint8]
+    with pytest.raises(BadInput, match="do not fit this policy"):
+        p.act({**obs, "front": obs["front"].float()})
+
+
+def test_cameras_are_encoded_once_for_all_hypotheses():
+    p = with_cameras()
+    calls = []
+    for camera in p.encoder.cameras:
+        camera.register_forward_hook(lambda net, args, out: calls.append(len(args[0])))
+    assert p.hypotheses(p.tensors(camera_observations(p)), 7).shape == (3, 7, 16, 2)
+    assert calls == [6, 6]
+
+
+def test_bfloat16_does_not_reach_the_drift():
+    """Hypotheses of policies with cameras leave the network as float32, and keep their digits."""
+    p = with_cameras()
+    obs = p.tensors(camera_observations(p))
+    z = p.latent(3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        x = p(obs, z)
+    assert x.dtype == torch.float32
+    assert not torch.equal(x, x.bfloat16().float())
+
+
+def test_cameras_that_do_not_fit_their_description(tmp_path):
+    """Crops outside of a picture or of no camera, a shared encoder of different crops."""
+    path = tmp_path / "ckpt.pt"
+    p = with_cameras()
+    p.save(path)
+    state = load_torch(path)
+    for change, word in (
+        ({"crop": {**SEEN, "front": [21, 10]}}, "crop 21 x 10 of front"),
+        ({"crop": {**SEEN, "back": [10, 10]}}, "crop of back, which is no camera"),
+        ({"crop": {**SEEN, "front": [10, 9]}, "shared": True}, "cannot share an encoder"),
+        ({"crop": {**SEEN, "front": [4, 4]}}, "needs 8 x 8"),
+        ({"encoder": "resnet18"}, "do not fit its own description"),
+        ({"shared": True}, "do not fit its own description"),
+    ):
+        save_torch(path, {**state, "shape": {**state["shape"], **change}})
+        with pytest.raises(BadInput, match=word):
+            Policy.load(path)
+
+
 def refused(path, *words, **kw):
     """Loading is refused in one line that has these words."""
     with pytest.raises(BadInput) as e:
@@ -585,6 +689,18 @@ def test_weights_that_do_not_fit(tmp_path):
         {"obs": {"state": torch.zeros(2)}},
         {"dims": torch.zeros(2)},
         {"T_p": torch.zeros(())},
+        {"obs": {"state": {"shape": [20], "dtype": "uint8"}}},
+        {"obs": {"camera": {"shape": [16, 16, 3], "dtype": "float32"}}},
+        {"encoder": "vgg"},
+        {"encoder": ["small"]},
+        {"pool": 2},
+        {"shared": 1},
+        {"shared": torch.ones(())},
+        {"crop": [8, 8]},
+        {"crop": {"state": 8}},
+        {"crop": {"state": [8]}},
+        {"crop": {"state": [8, 2**40]}},
+        {"crop": {3: [8, 8]}},
     ],
 )
 def test_a_description_of_wrong_types(tmp_path, change):
