@@ -20,7 +20,10 @@ KINDS = ("small", "resnet18")
 POOLS = ("softmax", "average")
 FEATURES = 64  # of a frame
 POINTS = 32  # of the spatial softmax
-LEAST = 8  # pixels of a side that the first convolution of `small` needs
+# The least pixels of a side. With fewer the last convolution sees maps one pixel wide, of which
+# torch 2.13 takes gradients from memory that nobody filled, in bfloat16 on a CPU.
+LEAST = {"small": 16, "resnet18": 32}
+KERNEL = 8  # of the first convolution of `small`
 # Of red, green and blue in ImageNet, which torchvision's weights were trained on.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -155,22 +158,17 @@ def normed(norm, x):
 class Small(nn.Module):
     """Pictures (N, h, w, 3) uint8 -> (N, FEATURES): three convolutions and a projection.
 
-    crop: (h, w). Raises BadInput if it is too small.
+    crop: (h, w).
     """
 
     def __init__(self, crop):
         super().__init__()
-        if min(crop) < LEAST:
-            raise BadInput(
-                f"pictures of {crop[0]} x {crop[1]} pixels: the encoder `small` needs {LEAST} x "
-                f"{LEAST}"
-            )
         self.size = FEATURES
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
-        h, w = ((side - LEAST) // 4 + 1 for side in crop)
+        h, w = ((side - KERNEL) // 4 + 1 for side in crop)
         for c_in, c_out, kernel, stride, padding in (
-            (3, 32, LEAST, 4, 0),
+            (3, 32, KERNEL, 4, 0),
             (32, 64, 3, 2, 1),
             (64, 128, 3, 2, 1),
         ):
@@ -305,7 +303,12 @@ class ResNet18(nn.Module):
 
 
 def frame_encoder(kind, pool, crop):
-    """The encoder of a camera's frames, which sees (N, h, w, 3) uint8. Raises BadInput."""
+    """The encoder of a camera's frames (N, h, w, 3), of a crop (h, w). BadInput if it is small."""
+    if min(crop) < LEAST[kind]:
+        raise BadInput(
+            f"pictures of {crop[0]} x {crop[1]} pixels: the encoder {kind} needs "
+            f"{LEAST[kind]} x {LEAST[kind]}"
+        )
     return Small(crop) if kind == "small" else ResNet18(pool)
 
 

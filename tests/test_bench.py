@@ -15,6 +15,7 @@ import torch
 
 import bench
 import dbpo_ppo
+import envs
 import unet
 from commands import BadInput, cli
 from conftest import cli as cli_run
@@ -22,6 +23,7 @@ from conftest import make_renderer
 from dbpo_loss import Actor
 from envs import TASKS, make_env
 from pointcloud import cast
+from task import Task
 
 
 def is_timing(row):
@@ -54,6 +56,23 @@ def test_policies_and_observations_of_a_task(name):
     assert chunk.shape == (3, task.T_p, task.D_a)
 
 
+CAMERAS = Task(
+    name="two-cameras",
+    obs={"front": (40, 36, 3), "wrist": (34, 34, 3), "joints": (3,)},
+    crop={"front": (36, 32), "wrist": 32},
+    D_a=2,
+    T_o=2,
+    T_p=8,
+    T_a=4,
+)
+
+
+def train_args(**change):
+    """The flags of `bench.py train`, of a small network and few repetitions."""
+    args = {"task": "pusht", "encoder": None, "dims": [8, 16], "batch": 3, "K": 2, "temp": [0.2]}
+    return Namespace(**{**args, "mode": "chunk", "device": "cpu", "n": 3, **change})
+
+
 @pytest.mark.parametrize("mode, temp", [("chunk", [0.2]), ("step", [0.1, 0.5])])
 def test_train(monkeypatch, mode, temp):
     seen = []
@@ -64,8 +83,7 @@ def test_train(monkeypatch, mode, temp):
         return real(x, pos, **kw)
 
     monkeypatch.setattr(bench, "chunk_loss", recorded)
-    args = Namespace(dims=[8, 16], batch=3, K=2, temp=temp, mode=mode, device="cpu", n=3)
-    r = bench.train(args)
+    r = bench.train(train_args(temp=temp, mode=mode))
     assert set(r) == {
         "drift_step",
         "mse_step",
@@ -74,7 +92,10 @@ def test_train(monkeypatch, mode, temp):
         "ratio_to_K1",
         "drift_loss_alone",
         "peak_mb",
+        "parts",
     }
+    assert set(r["parts"]) == {"data", "encoder", "generator", "drift", "optimiser"}
+    assert sum(part["share"] for part in r["parts"].values()) == pytest.approx(1, abs=1e-3)
     assert 50 < r["peak_mb"] < 100_000
     assert all(is_timing(r[k]) for k in ("drift_step", "mse_step", "drift_loss_alone"))
     assert 0 < r["ratio_quartiles"][0] <= r["ratio_p50"] <= r["ratio_quartiles"][1] < math.inf
@@ -83,19 +104,50 @@ def test_train(monkeypatch, mode, temp):
     assert all(kw == {"temps": temp, "mode": mode} for _, kw in seen)
 
 
+def test_train_with_cameras(monkeypatch):
+    """The encoder has its share; a task without cameras takes no encoder."""
+    monkeypatch.setitem(envs.TASKS, CAMERAS.name, CAMERAS)
+    parts = bench.train(train_args(task="two-cameras"))["parts"]
+    assert min(parts[name]["ms"] for name in ("data", "encoder", "generator", "drift")) > 0
+    with pytest.raises(BadInput, match="--encoder is not used by pusht, which has no camera"):
+        bench.train(train_args(encoder="small"))
+
+
+def test_laps_by_hand(monkeypatch):
+    """Two rounds count after the first; a part that comes twice a round is added up."""
+    times = iter([0, 1, 2, 3, 10, 11, 13, 16, 20, 21, 25, 30])
+    monkeypatch.setattr(bench, "clock", lambda device: next(times))
+    laps = bench.Laps("cpu")
+    for _ in range(3):
+        laps.begin()
+        for part in ("a", "b", "a"):
+            laps.end(part)
+    found = laps.medians(warm=1)
+    assert found == {"a": {"ms": 5000.0, "share": 0.625}, "b": {"ms": 3000.0, "share": 0.375}}
+
+
 def test_infer(monkeypatch):
     """Both networks are timed (their sizes are cut down here), each act call at batch 1."""
     asked = []
     real = bench.make_policy
 
-    def tiny(dims, device):
-        asked.append(dims)
-        return real((8, 16), device)
+    def tiny(dims, device, task, **kw):
+        asked.append((dims, *kw.values()))
+        return real((8, 16), device, task, **kw)
 
     monkeypatch.setattr(bench, "make_policy", tiny)
-    r = bench.infer(Namespace(device="cpu", n=3, compile=False))
-    assert asked == [(64, 128, 256), (512, 1024, 2048)]
+    monkeypatch.setitem(envs.TASKS, CAMERAS.name, CAMERAS)
+    how = {"device": "cpu", "n": 3, "compile": False}
+    r = bench.infer(Namespace(task="pusht", **how))
+    small = (64, 128, 256)
+    paper = (512, 1024, 2048)
+    assert asked == [(small,), (paper,)]
     assert set(r) == {"small eager", "paper eager"} and all(map(is_timing, r.values()))
+    asked.clear()
+    r = bench.infer(Namespace(task="two-cameras", **how))
+    assert asked == [(dims, kind) for dims in (small, paper) for kind in ("small", "resnet18")]
+    assert list(r)[:2] == ["small, small eager", "small, resnet18 eager"] and len(r) == 4
+    assert all(map(is_timing, r.values()))
 
 
 def test_latency():
@@ -130,6 +182,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     [
         ("infer --n 0", "--n must be above 0, not 0"),
         ("train --dims 8 -8", "--dims must be above 0, not -8"),
+        ("train --encoder small --n 1", "--encoder is not used by pusht, which has no camera"),
         ("infer --K 4", "unrecognized arguments: --K 4 (see --help)"),
         ("clouds --task pusht", "pusht is not seen as a point cloud"),
     ],

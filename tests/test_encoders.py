@@ -77,8 +77,8 @@ def test_an_observation_without_an_encoder():
 
 # ---- cameras -------------------------------------------------------------------------------------
 
-TWO_CAMERAS = {"joints": (4,), "front": (24, 20, 3), "wrist": (16, 16, 3)}
-CROPS = {"front": (16, 12), "wrist": 12}
+TWO_CAMERAS = {"joints": (4,), "front": (44, 40, 3), "wrist": (36, 36, 3)}
+CROPS = {"front": (36, 32), "wrist": 32}
 
 
 def two_cameras(B=3, T_o=2, seed=0):
@@ -89,7 +89,7 @@ def two_cameras(B=3, T_o=2, seed=0):
         return torch.randint(256, (B, T_o, H, W, 3), dtype=torch.uint8, generator=g)
 
     joints = torch.randn(B, T_o, 4, generator=g)
-    return {"joints": joints, "front": picture(24, 20), "wrist": picture(16, 16)}
+    return {"joints": joints, "front": picture(44, 40), "wrist": picture(36, 36)}
 
 
 @pytest.mark.parametrize("kind, pool", [("small", None), ("resnet18", "softmax")])
@@ -102,7 +102,7 @@ def test_two_cameras_of_different_size(kind, pool):
     assert out.shape == (3, encoder.size) == (3, 2 * (64 + 64 + 4))
     front, wrist = encoder.cameras
     for t in range(2):
-        alone = [front(obs["front"][:, t, 4:20, 4:16]), wrist(obs["wrist"][:, t, 2:14, 2:14])]
+        alone = [front(obs["front"][:, t, 4:40, 4:36]), wrist(obs["wrist"][:, t, 2:34, 2:34])]
         frame = torch.cat([*alone, obs["joints"][:, t]], 1)
         torch.testing.assert_close(out[:, 132 * t : 132 * (t + 1)], frame, atol=1e-4, rtol=1e-4)
     assert not torch.equal(*(next(camera.parameters()) for camera in (front, wrist)))
@@ -113,11 +113,11 @@ def test_two_cameras_of_different_size(kind, pool):
 def test_every_camera_gets_a_gradient(kind, pool, shared):
     """Also the pixels of each of its frames matter, and those outside of the crop do not."""
     torch.manual_seed(0)
-    shapes = {**TWO_CAMERAS, "top": (14, 14, 3)}
-    crop = dict.fromkeys(("front", "wrist", "top"), 12)
+    shapes = {**TWO_CAMERAS, "top": (34, 34, 3)}
+    crop = dict.fromkeys(("front", "wrist", "top"), 32)
     encoder = Encoder(shapes, 2, encoder=kind, pool=pool, crop=crop, shared=shared)
     obs = two_cameras()
-    obs["top"] = obs["wrist"][:, :, 1:15, 1:15]
+    obs["top"] = obs["wrist"][:, :, 1:35, 1:35]
     out = encoder(obs)
     assert len(encoder.cameras) == (1 if shared else 3)
     out.square().sum().backward()
@@ -127,7 +127,7 @@ def test_every_camera_gets_a_gradient(kind, pool, shared):
     for name in crop:
         for t in range(2):
             changed = {k: v.clone() for k, v in obs.items()}
-            centre_crop(changed[name][:, t], (12, 12)).bitwise_xor_(255)
+            centre_crop(changed[name][:, t], (32, 32)).bitwise_xor_(255)
             differs = (encoder(changed) - out).abs().amax(0) > 1e-4
             size = encoder.size // 2
             assert differs.view(2, size)[t].any() and not differs.view(2, size)[1 - t].any()
@@ -139,16 +139,16 @@ def test_every_camera_gets_a_gradient(kind, pool, shared):
 def test_shared_weights_see_all_cameras_in_one_call():
     """A camera's features are those of its pictures through the one encoder."""
     torch.manual_seed(0)
-    encoder = Encoder(TWO_CAMERAS, 2, crop={"front": 12, "wrist": 12}, shared=True)
+    encoder = Encoder(TWO_CAMERAS, 2, crop={"front": 32, "wrist": 32}, shared=True)
     obs = two_cameras()
     (camera,) = encoder.cameras
     calls = []
     camera.register_forward_hook(lambda net, args, out: calls.append(tuple(args[0].shape)))
     out = encoder(obs)
-    assert calls == [(2 * 3 * 2, 12, 12, 3)]
-    wrist = camera(obs["wrist"][:, 1, 2:14, 2:14])
+    assert calls == [(2 * 3 * 2, 32, 32, 3)]
+    wrist = camera(obs["wrist"][:, 1, 2:34, 2:34])
     torch.testing.assert_close(out[:, 132 + 64 : 132 + 128], wrist)
-    own = Encoder(TWO_CAMERAS, 2, crop={"front": 12, "wrist": 12})
+    own = Encoder(TWO_CAMERAS, 2, crop={"front": 32, "wrist": 32})
     weights = sum(p.numel() for p in encoder.parameters())
     assert sum(p.numel() for p in own.parameters()) == 2 * weights
     assert len(encoder.state_dict()) == len(camera.state_dict())  # each weight is saved once
@@ -160,12 +160,12 @@ def test_all_frames_of_a_camera_in_one_call():
     for camera in encoder.cameras:
         camera.register_forward_hook(lambda net, args, out: calls.append(args[0]))
     encoder(two_cameras())
-    assert [tuple(y.shape) for y in calls] == [(6, 16, 12, 3), (6, 12, 12, 3)]
+    assert [tuple(y.shape) for y in calls] == [(6, 36, 32, 3), (6, 32, 32, 3)]
     assert {y.dtype for y in calls} == {torch.uint8}
 
 
 def test_a_camera_beside_a_cloud():
-    shapes = {"points": (30, 3), "joints": (4,), "front": (24, 20, 3)}
+    shapes = {"points": (30, 3), "joints": (4,), "front": (44, 40, 3)}
     encoder = Encoder(shapes, 1)
     obs = {name: y[:, :1] for name, y in two_cameras().items() if name != "wrist"}
     obs["points"] = torch.randn(3, 1, 30, 3)
@@ -178,13 +178,13 @@ def test_cameras_that_cannot_be_encoded():
         Encoder(TWO_CAMERAS, 2, crop=CROPS, shared=True)
     with pytest.raises(ValueError, match=r"grey \(8, 8, 1\): there is no encoder"):
         Encoder({"grey": (8, 8, 1)}, 1)
-    with pytest.raises(BadInput, match="needs 8 x 8"):
-        Encoder({"front": (24, 20, 3)}, 1, crop={"front": 4})
+    with pytest.raises(BadInput, match="needs 16 x 16"):
+        Encoder({"front": (44, 40, 3)}, 1, crop={"front": 4})
 
 
 def test_what_a_policy_says_of_its_cameras():
     assert vision_of({"state": (5,)}, {}) == {}
-    crop = {"front": [16, 12], "wrist": [12, 12]}
+    crop = {"front": [36, 32], "wrist": [32, 32]}
     small = vision_of(TWO_CAMERAS, CROPS)
     assert small == {"encoder": "small", "crop": crop, "shared": False}
     large = vision_of(TWO_CAMERAS, CROPS, "resnet18", "average", True)

@@ -451,10 +451,10 @@ def test_round_trip(tmp_path):
 
 CAMERAS = {
     **specs(joints=(3,)),
-    "front": {"shape": [20, 16, 3], "dtype": "uint8"},
-    "wrist": {"shape": [12, 12, 3], "dtype": "uint8"},
+    "front": {"shape": [40, 36, 3], "dtype": "uint8"},
+    "wrist": {"shape": [34, 34, 3], "dtype": "uint8"},
 }
-SEEN = {"front": [10, 10], "wrist": [10, 10]}
+SEEN = {"front": [32, 32], "wrist": [32, 32]}
 VISIONS = {
     "small": {"encoder": "small", "crop": SEEN, "shared": False},
     "small, shared": {"encoder": "small", "crop": SEEN, "shared": True},
@@ -541,10 +541,10 @@ def test_cameras_that_do_not_fit_their_description(tmp_path):
     p.save(path)
     state = load_torch(path)
     for change, word in (
-        ({"crop": {**SEEN, "front": [21, 10]}}, "crop 21 x 10 of front"),
-        ({"crop": {**SEEN, "back": [10, 10]}}, "crop of back, which is no camera"),
-        ({"crop": {**SEEN, "front": [10, 9]}, "shared": True}, "cannot share an encoder"),
-        ({"crop": {**SEEN, "front": [4, 4]}}, "needs 8 x 8"),
+        ({"crop": {**SEEN, "front": [41, 10]}}, "crop 41 x 10 of front"),
+        ({"crop": {**SEEN, "back": [32, 32]}}, "crop of back, which is no camera"),
+        ({"crop": {**SEEN, "front": [32, 31]}, "shared": True}, "cannot share an encoder"),
+        ({"crop": {**SEEN, "front": [4, 4]}}, "needs 16 x 16"),
         ({"encoder": "resnet18"}, "do not fit its own description"),
         ({"shared": True}, "do not fit its own description"),
     ):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vision
-from commands import BadInput
+from commands import BadInput, keep_memory
 from ranks import Ranks
 from vision import ResNet18, Small, SpatialSoftmax, augmented, centre_crop, crop_sizes, moved
 
@@ -158,7 +158,7 @@ def test_processes_change_their_rows_as_one_does(jitter):
 def test_scales():
     """`small` sees -1 to 1, ResNet18 what ImageNet's mean and deviation make of a picture."""
     black = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    grey = Small((8, 8)).grey
+    grey = Small((16, 16)).grey
     assert vision.scaled(black, grey, grey).unique().tolist() == [-1]
     assert vision.scaled(black + 255, grey, grey).unique().tolist() == [1]
     net = ResNet18("average")
@@ -169,7 +169,7 @@ def test_scales():
     assert one.flatten().tolist() == [1, -1, -1]  # red comes first
 
 
-@pytest.mark.parametrize("crop", [(84, 84), (8, 8), (17, 40)])
+@pytest.mark.parametrize("crop", [(84, 84), (16, 16), (17, 40)])
 def test_small(crop):
     net = Small(crop)
     y = pictures(2, 3, *crop).flatten(0, 1)
@@ -179,9 +179,23 @@ def test_small(crop):
     torch.testing.assert_close(out.mean(1), torch.zeros(6), atol=1e-5, rtol=0)  # LayerNorm
 
 
-def test_small_needs_pixels():
-    with pytest.raises(BadInput, match="7 x 9 pixels: the encoder `small` needs 8 x 8"):
-        Small((7, 9))
+@pytest.mark.parametrize("kind, least", [("small", 16), ("resnet18", 32)])
+def test_the_smallest_pictures(kind, least):
+    """Smaller ones are refused; of these bfloat16 has gradients, whatever memory held before."""
+    for crop in ((least - 1, 90), (90, least - 1)):
+        with pytest.raises(BadInput, match=f"the encoder {kind} needs {least} x {least}"):
+            vision.frame_encoder(kind, "softmax", crop)
+    keep_memory()  # as the commands do: freed memory is not zeroed
+    net = vision.frame_encoder(kind, "softmax", (least, least))
+    y = pictures(8, 1, least, least).flatten(0, 1)
+    for dtype in (torch.float32, torch.bfloat16):
+        sizes = [10**n for n in range(1, 6)]
+        left = [torch.full((n,), torch.nan, dtype=dtype) for n in sizes for _ in range(20)]
+        del left
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(y)
+        out.float().square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
 @pytest.mark.parametrize("pool, size", [("softmax", 64), ("average", 512)])
@@ -215,10 +229,10 @@ def test_spatial_softmax_by_hand():
     torch.testing.assert_close(softmax(torch.zeros(1, 1, 1, 1))[0, 0], torch.zeros(2))
 
 
-@pytest.mark.parametrize("net", [Small((16, 16)), ResNet18("softmax")], ids=["small", "resnet18"])
+@pytest.mark.parametrize("net", [Small((32, 32)), ResNet18("softmax")], ids=["small", "resnet18"])
 def test_bfloat16(net):
     """Under autocast norms and points stay float32, and the features are near those without."""
-    y = pictures(2, 1, 16, 16).flatten(0, 1)
+    y = pictures(2, 1, 32, 32).flatten(0, 1)
     plain = net(y)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = net(y)
