@@ -32,11 +32,14 @@ import torch
 from commands import BadInput, Parser, above_zero, cli
 from download import download, find
 from envs import TASKS, task_named
-from files import MAX_GB, NUMBERS, atomic, brief, check_output, check_size, refusing
+from files import MAX_GB, NUMBERS, atomic, brief, check_folder, check_output, check_size, refusing
 from formats import names_in, read, shapes
 from hdf5 import minari_env
+from lerobot_format import by_names, is_lerobot, read_info
+from lerobot_writer import CRF, VIDEO, WORST, check_new, write
 from task import check_horizons, dtype_of
 
+FPS = 10  # steps a second of data that does not say it: Push-T's
 SHOWN = 100  # arrays and columns that `info` prints of a file that is not of the task
 SEEN = 1000  # pictures whose values `info` looks at, spread over the data
 STRIP = 12  # pictures of each camera that `info` draws
@@ -135,8 +138,12 @@ def observations_of(arrays, task, path):
 
     The task's own function makes them of the arrays. Without one they are the arrays of the same
     names; the only observation of a task may also be named "obs" if it is "state". Cameras that the
-    function leaves out are rendered, where the task has a function for that.
+    function leaves out are rendered, where the task has a function for that. A LeRobotDataset holds
+    the observations themselves.
     """
+    if is_lerobot(path):
+        arrays = by_names(arrays, task.obs)
+        return {name: needed(arrays, name, path) for name in task.obs}
     if task.observations is None:
         if set(task.obs) == {"state"} and "obs" in arrays:
             return {"state": arrays["obs"]}
@@ -438,6 +445,29 @@ def obtain(task, to=None, url=None):
     return path
 
 
+def convert(task, source, folder, *, fps=None, text=None, video="av1", crf=CRF, max_gb=MAX_GB):
+    """Write the task's demonstrations at `source` as a LeRobotDataset. Raises BadInput.
+
+    fps: steps a second; None: as `source` says if it is such a data set, else FPS. text: what the
+    robot was told to do; None: the task's name. video, crf: as in lerobot_writer.py.
+    """
+    check_new(folder)
+    episodes = load(task, source, max_gb=max_gb)
+    if fps is None:
+        fps = read_info(episodes.path).fps if is_lerobot(episodes.path) else FPS
+    write(folder, each(episodes), task.obs, fps, text or task.name, video=video, crf=crf)
+    print(f"{folder}: {len(episodes)} episodes, {len(episodes.action)} steps")
+
+
+def each(episodes):
+    """The arrays {name: (L, ...)} of each episode, action among them."""
+    for L, end in zip(episodes.lengths, episodes.ends):
+        steps = slice(end - L, end)
+        yield {name: a[steps] for name, a in episodes.obs.items()} | {
+            "action": episodes.action[steps]
+        }
+
+
 def main():
     """Run the command."""
     parser = Parser(
@@ -447,6 +477,7 @@ def main():
             "python data.py download hopper   # Minari's data set, by the minari library",
             "python data.py info              # describe Push-T's and draw a picture",
             "python data.py info --task pusht-image   # and show what its camera saw",
+            "python data.py convert demos/pusht.npz folder   # write them as a LeRobotDataset",
         ),
     )
     sub = parser.add_subparsers(dest="command", required=True)
@@ -464,8 +495,8 @@ def main():
     i.add_argument(
         "path",
         nargs="?",
-        help="an npz file, a zarr or Minari folder, an HDF5 file, or a folder that holds one; "
-        "searched for as in training if not given",
+        help="an npz or HDF5 file, a folder of zarr, Minari or LeRobotDataset, or a folder that "
+        "holds one; searched for as in training if not given",
     )
     i.add_argument("--task", default="pusht", help="the task whose sizes the data is checked with")
     i.add_argument(
@@ -481,13 +512,61 @@ def main():
         help="refuse a file whose arrays declare more GB than this; pictures do not count, since "
         "they are kept in a cache file that is mapped into memory",
     )
+    add_convert(sub)
     args = parser.parse_args()
     if args.command == "download":
         print(obtain(TASKS[args.task], args.to, args.url))
+    elif args.command == "convert":
+        above_zero(args, "max_gb", "fps")
+        if not 0 <= args.crf <= WORST:
+            raise BadInput(f"--crf must lie in 0 .. {WORST}, not {args.crf}")
+        check_folder(args, "folder")
+        convert(
+            task_named(args.task),
+            args.source,
+            args.folder,
+            fps=args.fps,
+            text=args.text,
+            video=args.video,
+            crf=args.crf,
+            max_gb=args.max_gb,
+        )
     else:
         above_zero(args, "max_gb")
         check_output(args, "png")
         info(task_named(args.task), args.path, args.png, args.max_gb)
+
+
+def add_convert(sub):
+    """Add the subcommand convert and its flags."""
+    c = sub.add_parser("convert", help="write demonstrations as a LeRobotDataset (version 3)")
+    c.add_argument("source", help="what `info` takes, also another LeRobotDataset")
+    c.add_argument("folder", help="the folder to make")
+    c.add_argument("--task", default="pusht", help="the task whose sizes the data is checked with")
+    c.add_argument(
+        "--fps",
+        type=float,
+        help=f"steps a second; if not given, as the source says, or {FPS} if it does not",
+    )
+    c.add_argument(
+        "--text", help="what the robot was told to do, in words; if not given, the task's name"
+    )
+    c.add_argument(
+        "--video",
+        choices=VIDEO,
+        default="av1",
+        help="how pictures are kept: as AV1 or H.264 in MP4 files, with losses, or (off) as PNG in "
+        "the tables, which takes up to 100 times the space",
+    )
+    c.add_argument(
+        "--crf",
+        type=int,
+        default=CRF,
+        help=f"the quality of the video, 0 (best) to {WORST}; if not given, {CRF} as lerobot",
+    )
+    c.add_argument(
+        "--max-gb", type=float, default=MAX_GB, help="refuse a source that declares more GB"
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from commands import DISK_FULL, BadInput
 from files import MAX_GB, Lock, brief, cache, check_size, expanded, refusing
 from formats import zarr_array
 from hdf5 import minari_file
+from lerobot_format import is_lerobot
 
 MAX_BYTES = 2**30  # of an archive, and of what it unpacks to
 MAX_FILES = 100_000  # in an archive
@@ -48,7 +49,7 @@ def find(task, path=None):
         places = places_of(task, path)
         for place in places:
             zarr = place.suffix == ".zarr" or (place / ".zgroup").exists()
-            if place.is_file() or zarr or minari_file(place):
+            if place.is_file() or zarr or minari_file(place) or is_lerobot(place):
                 return place
             for name in task.data:
                 if (place / name).exists():

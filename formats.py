@@ -26,6 +26,7 @@ import numpy as np
 from commands import BadInput
 from files import AGAIN, MAX_GB, atomic, brief, check_size, read_bytes, refusing
 from hdf5 import MAIN, MINARI, minari_file, minari_shapes, read_minari
+from lerobot_format import is_lerobot, lerobot_shapes, read_lerobot
 from pictures import BLOCK, are_pictures, at_once, cached_pictures
 from robomimic import is_robomimic, read_robomimic, robomimic_shapes
 
@@ -44,6 +45,8 @@ def read(path, names=None, max_gb=MAX_GB):
     """
     path = Path(path)
     with refusing(f"{path} cannot be read"):
+        if is_lerobot(path):
+            return read_lerobot(path, names, max_gb)
         if is_robomimic(path):
             return read_robomimic(path, names, max_gb)
         if minari_file(path):
@@ -57,6 +60,8 @@ def names_in(path):
     """The names of all arrays that `read` finds, without reading them. Raises BadInput."""
     path = Path(path)
     with refusing(f"{path} cannot be read"):
+        if is_lerobot(path):
+            return list(lerobot_shapes(path))
         if is_robomimic(path):
             return list(robomimic_shapes(path))
         if minari_file(path):
@@ -74,6 +79,8 @@ def shapes(path):
     """
     path = Path(path)
     with refusing(f"{path} cannot be read"):
+        if is_lerobot(path):
+            return lerobot_shapes(path)
         if is_robomimic(path):
             return robomimic_shapes(path)
         if minari_file(path):
