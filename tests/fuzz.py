@@ -118,6 +118,15 @@ def make_pictures(folder):
     read_pictures(folder / "pictures")
 
 
+def make_lerobot(folder):
+    """A LeRobotDataset with a camera in a video and one whose pictures are in the rows."""
+    from lerobot_writer import write
+    from test_lerobot import EPISODES, OBS
+
+    for name, video in (("video", "h264"), ("rows", "off")):
+        write(folder / "lerobot" / name, EPISODES, OBS, 10, "push", video=video)
+
+
 def make_runs(folder):
     """A run of Stage 1, one of Stage 2, and what is read of them."""
     from conftest import write_demos
@@ -221,6 +230,18 @@ def read_pictures(folder):
     found = formats.read(folder / "x.npz")["img"]
     if (found != film()).any():
         raise AssertionError("a damaged cache was believed")
+
+
+def read_lerobot(folder):
+    """The readers of LeRobotDataset, and what adds an episode to one."""
+    import formats
+    from lerobot_writer import append
+    from test_lerobot import EPISODES, OBS
+
+    for name, video in (("video", "h264"), ("rows", "off")):
+        yield functools.partial(formats.shapes, folder / name)
+        yield functools.partial(formats.read, folder / name)
+        yield functools.partial(append, folder / name, EPISODES[:1], OBS, 10, "push", video=video)
 
 
 def read_ckpt(folder):
@@ -447,6 +468,17 @@ TARGETS = {
         make_pictures,
         lambda folder: [lambda: read_pictures(folder)],
         (("*.pictures", (m.damage_bytes, m.damage_place)),),
+    ),
+    "lerobot": Target(
+        make_lerobot,
+        read_lerobot,
+        (
+            ("*/meta/info.json", JSON),
+            ("*/meta/episodes/**/*.parquet", (m.damage_bytes, m.damage_place)),
+            ("*/data/**/*.parquet", (m.damage_bytes, m.damage_place)),
+            ("*/videos/**/*.mp4", (m.damage_bytes, m.damage_bytes, m.damage_place)),
+        ),
+        share=2,
     ),
     "ckpt": Target(make_runs, read_ckpt, (("*.pt", SAVED),), share=2),
     "state1": Target(make_runs, read_state1, RESUMED, share=2),

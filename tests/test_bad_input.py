@@ -30,6 +30,7 @@ import envs
 import evaluate
 import experts
 import figures
+import lerobot_writer
 import report
 import reproduce
 import runs
@@ -94,6 +95,7 @@ def broken(at):
     broken_zarr(at)
     broken_checkpoints(at)
     broken_folders(at)
+    broken_lerobot(at)
     (at / "not.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     (at / "empty.hdf5").write_bytes(b"")
     with h5py.File(at / "no-demos.hdf5", "w") as file:
@@ -202,6 +204,20 @@ def broken_folders(at):
     (at / "damaged").mkdir()
     for name in ("pusht_methods", "pointcloud", "stage2"):
         (at / f"damaged/{name}.csv").write_bytes(b"setting,seed\n\xff\x00,1,2,3\n")
+
+
+def broken_lerobot(at):
+    """LeRobotDataset folders."""
+    episode = {"state": np.zeros((9, 11)), "action": np.zeros((9, 3))}
+    for name, change in {
+        "v21": {"codebase_version": "v2.1"},
+        "outside": {"data_path": "../{file_index}"},
+        "no-file": {},
+    }.items():
+        lerobot_writer.write(at / f"{name}.lerobot", [episode], {"state": (11,)}, 10, "run")
+        path = at / f"{name}.lerobot/meta/info.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (at / "no-file.lerobot/data/chunk-000/file-000.parquet").unlink()
 
 
 # ---- the table -----------------------------------------------------------------------------------
