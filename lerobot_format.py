@@ -62,19 +62,21 @@ def is_lerobot(path):
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """What is recorded at each step under a key: an array of this dtype and shape.
+    """What is recorded at each step under a key: an array of this shape.
 
-    Pictures have shape (H, W, 3), whatever the order in info.json, and dtype "video" or "image".
+    dtype: numpy's name of it, or how pictures (H, W, 3) are kept, one of CAMERAS. What is read here
+    neither as numbers nor as pictures, such as texts and depths, has dtype "other".
     """
 
     key: str
     dtype: str
     shape: tuple
 
-    @property
-    def is_camera(self):
-        """Whether it is a picture."""
-        return self.dtype in CAMERAS
+    def declared(self, N):
+        """(shape, dtype) of the array of N steps."""
+        shape = () if self.key == "next.reward" else self.shape
+        dtype = {"other": object}.get(self.dtype, self.dtype)
+        return (N, *shape), np.dtype(np.uint8 if self.dtype in CAMERAS else dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,35 +148,25 @@ def feature_of(key, what, path):
     """The Feature that info.json describes as {"dtype": ..., "shape": ...}. Raises BadInput."""
     dtype = what["dtype"]
     shape = what["shape"]
-    about = f"{path}: feature {brief(key)} has dtype {brief(dtype)} and shape {brief(shape)}"
-    sizes = isinstance(shape, list) and all(type(n) is int and 0 < n < 2**31 for n in shape)
-    if not sizes or not 0 < len(shape) < 5 or not isinstance(dtype, str):
-        raise BadInput(f"{about}: not a feature that can be read")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
+        raise BadInput(f"{path}: feature {brief(key)} has shape {brief(shape)}: no sizes above 0")
     if dtype in CAMERAS:
-        if len(shape) == 3 and shape[2] != 3:  # (3, H, W)
-            shape = [*shape[1:], shape[0]]
-        if len(shape) != 3 or shape[2] != 3:
-            raise BadInput(f"{about}: pictures must be (H, W, 3) or (3, H, W)")
-    return Feature(key, dtype, tuple(shape))
+        if len(shape) == 3 and shape[0] == 3 != shape[2]:  # (3, H, W)
+            shape = [*shape[1:], 3]
+        readable = len(shape) == 3 and shape[2] == 3
+    else:
+        readable = DTYPE.fullmatch(str(dtype)) and 0 < len(shape) < 5
+    return Feature(key, dtype if readable else "other", tuple(shape))
 
 
 def lerobot_shapes(path):
-    """{name: (shape, dtype)} of what `read_lerobot` gives, which is not read. Raises BadInput.
+    """{name: (shape, dtype)} of what a data set holds, which is not read. Raises BadInput.
 
-    Features that are neither numbers nor pictures, such as texts, have the dtype object.
+    What `read_lerobot` cannot read has the dtype object.
     """
     info = read_info(path)
-    found = {}
-    for name, feature in info.features.items():
-        if feature.key in INDEX:
-            continue
-        dtype = object
-        if feature.is_camera:
-            dtype = np.uint8
-        elif DTYPE.fullmatch(feature.dtype):
-            dtype = feature.dtype
-        shape = () if feature.key == "next.reward" else feature.shape
-        found[name] = (info.N, *shape), np.dtype(dtype)
+    shown = {name: f for name, f in info.features.items() if f.key not in INDEX}
+    found = {name: feature.declared(info.N) for name, feature in shown.items()}
     return found | {"episode_ends": ((info.E,), np.dtype(np.int64))}
 
 
@@ -182,7 +174,7 @@ def lerobot_shapes(path):
 
 
 def open_parquet(file, limits, rows=None):
-    """The pyarrow.parquet.ParquetFile of a file, of which the columns in `limits` may be read.
+    """An open pyarrow.parquet.ParquetFile, and the paths of the columns in `limits` inside of it.
 
     limits: {column: the bytes that a row of it may take}. rows: how many there must be. Raises
     BadInput if a column is missing or declares more bytes, before anything of it is unpacked.
@@ -195,22 +187,32 @@ def open_parquet(file, limits, rows=None):
         raise BadInput(
             f"{file} has {meta.num_rows} rows, but its episodes have {rows} steps: {AGAIN}"
         )
-    sizes = dict.fromkeys(limits, 0)
-    for group in map(meta.row_group, range(meta.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            for name in limits:
-                if f"{column.path_in_schema}.".startswith(f"{name}."):
-                    sizes[name] += max(column.total_uncompressed_size, column.num_values)
     there = opened.schema_arrow.names
+    paths = []
     for name, limit in limits.items():
         if name not in there:
             raise BadInput(f"{file} lacks column {name} (it has {brief(', '.join(there), 300)})")
-        if sizes[name] > limit * meta.num_rows + 2**16:
+        parts = [n for n in range(meta.num_columns) if column_at(opened, n) == name]
+        paths += [opened.schema.column(n).path for n in parts]
+        groups = [meta.row_group(g) for g in range(meta.num_row_groups)]
+        columns = [group.column(n) for group in groups for n in parts]
+        size = sum(max(c.total_uncompressed_size, c.num_values) for c in columns)
+        if size > limit * meta.num_rows + 2**16:
             raise BadInput(
-                f"{file}: column {name} declares {sizes[name]} bytes, far more than its shape "
-                f"takes: {AGAIN}"
+                f"{file}: column {name} declares {size} bytes, far more than its shape takes: "
+                f"{AGAIN}"
             )
-    return opened
+    return opened, paths
+
+
+def column_at(opened, n):
+    """The column that part n of a parquet file is of: a list or a struct is kept in parts.
+
+    A part's path begins with the column's name; of names such as action and action.gripper, both
+    of which may be there, it is the longest.
+    """
+    path = f"{opened.schema.column(n).path}."
+    return max((name for name in opened.schema_arrow.names if path.startswith(f"{name}.")), key=len)
 
 
 def read_columns(file, widths, rows=None):
@@ -220,8 +222,9 @@ def read_columns(file, widths, rows=None):
     """
     with refusing(f"{file} is not a parquet file, or is damaged: {AGAIN}"):
         limits = {name: 16 * width + 64 for name, width in widths.items()}
-        with open_parquet(file, limits, rows) as opened:
-            table = opened.read(columns=list(widths), use_threads=False)
+        opened, paths = open_parquet(file, limits, rows)
+        with opened:
+            table = opened.read(columns=paths, use_threads=False)
         return {
             name: flat(table[name].combine_chunks(), width, f"{file}: column {name}")
             for name, width in widths.items()
@@ -319,11 +322,15 @@ def read_lerobot(path, names=None, max_gb=MAX_GB):
     """
     info = read_info(path)
     declared = lerobot_shapes(path)
-    if names is None:
-        declared = {n: what for n, what in declared.items() if what[1].kind != "O"}
-    else:
-        declared = {n: what for n, what in declared.items() if n in {"state", *names}}
-    cameras = {n: f for n, f in info.features.items() if n in declared and f.is_camera}
+    others = {name for name, (_, dtype) in declared.items() if dtype.kind == "O"}
+    for name in others.intersection(names or ()):
+        raise BadInput(
+            f"{path}: feature {info.features[name].key} is not read: only numbers and pictures of "
+            "three colours are"
+        )
+    wanted = {"state", *(declared if names is None else names)} - others
+    declared = {name: what for name, what in declared.items() if name in wanted}
+    cameras = {n: f for n, f in info.features.items() if n in declared and f.dtype in CAMERAS}
     counted = {
         name: at_once(*what, (BLOCK, *what[0][1:])) if name in cameras else what
         for name, what in declared.items()
@@ -331,8 +338,8 @@ def read_lerobot(path, names=None, max_gb=MAX_GB):
     check_size(counted, path, max_gb)
     videos = [feature for feature in cameras.values() if feature.dtype == "video"]
     episodes = read_episodes(info, videos)
-    wanted = [n for n in declared if n not in cameras and n != "episode_ends"]
-    arrays, times = read_numbers(info, episodes, {n: declared[n] for n in wanted}, bool(videos))
+    numbers = {n: w for n, w in declared.items() if n not in cameras and n != "episode_ends"}
+    arrays, times = read_numbers(info, episodes, numbers, bool(videos))
     for name, feature in cameras.items():
         make = functools.partial(picture_blocks, info, episodes, feature, times)
         key = pictures_key(info, episodes, feature)
@@ -368,7 +375,7 @@ def read_numbers(info, episodes, declared, with_times):
             raise BadInput(f"{file}: the steps are not those from {first} to {last}: {AGAIN}")
         for name, array in arrays.items():
             found = columns[info.features[name].key]
-            if found.dtype != array.dtype:
+            if found.dtype.kind != array.dtype.kind:
                 raise BadInput(
                     f"{file}: {info.features[name].key} has dtype {found.dtype}, but info.json "
                     f"says {array.dtype}: {AGAIN}"
@@ -427,13 +434,12 @@ def picture_blocks(info, episodes, feature, times):
 def packed_pictures(file, feature, rows):
     """The pictures that the rows of a parquet file hold as PNG or JPEG, as blocks. BadInput."""
     H, W, _ = feature.shape
-    with (
-        refusing(f"{file}: pictures of {feature.key} are damaged: {AGAIN}"),
-        open_parquet(file, {feature.key: 2 * 3 * H * W + 2**16}, rows) as opened,
-    ):
-        for batch in opened.iter_batches(BLOCK, columns=[feature.key], use_threads=False):
-            packed = [value["bytes"].as_py() for value in batch.column(0)]
-            yield np.stack([unpacked_picture(content, file, feature) for content in packed])
+    with refusing(f"{file}: pictures of {feature.key} are damaged: {AGAIN}"):
+        opened, paths = open_parquet(file, {feature.key: 2 * 3 * H * W + 2**16}, rows)
+        with opened:
+            for batch in opened.iter_batches(BLOCK, columns=paths, use_threads=False):
+                packed = [value["bytes"].as_py() for value in batch.column(0)]
+                yield np.stack([unpacked_picture(content, file, feature) for content in packed])
 
 
 def unpacked_picture(content, file, feature):

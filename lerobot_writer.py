@@ -189,9 +189,8 @@ def begun(folder, features, fps):
         }
     read_info(folder)
     about = json.loads(read_bytes(folder / "meta" / "info.json"))
-    told = {key: about[key] for key in ("fps", "features", "data_path", "chunks_size")}
     ours = {"fps": fps, "features": features, "data_path": DATA_PATH, "chunks_size": FILES}
-    other = [key for key, value in ours.items() if told[key] != value]
+    other = [key for key, value in ours.items() if about.get(key) != value]
     if other:
         raise BadInput(
             f"{folder} holds a data set with other {' and '.join(other)}: name another folder, or "

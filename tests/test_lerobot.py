@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import data
@@ -259,7 +260,7 @@ def test_episodes_of_a_task(made, video):
     episodes = load(ROBOT, made[video])
     assert list(episodes.obs) == list(OBS) and episodes.lengths.tolist() == list(LENGTHS)
     assert np.array_equal(episodes.obs["agent_pos"], joined("agent_pos"))
-    obs, action = Windows(episodes, 2, 8, 4).batch(np.arange(3))
+    obs, action = Windows(episodes, 2, 8, 4).batch(torch.arange(3))
     assert obs["top"].shape == (3, 2, 48, 64, 3) and obs["wrist"].dtype.itemsize == 1
     assert action.shape == (3, 8, 3)
 
@@ -488,11 +489,11 @@ INFO = {
     "format": (("data_path",), "{file_index.__class__}", "must be in the folder"),
     "no path": (("data_path",), "data/none", "data/none is missing"),
     "features": (("features",), [], "info.json is damaged"),
-    "shape": (("features", "action", "shape"), [-3], "not a feature that can be read"),
+    "shape": (("features", "action", "shape"), [-3], "no sizes above 0"),
     "wide": (("features", "action", "shape"), [4], "has 57 numbers in 19 rows, not 4 in each"),
-    "dtype": (("features", "action", "dtype"), "float64", "dtype float32, but info.json says fl"),
-    "string": (("features", "action", "dtype"), "string", "action has dtype float32, but"),
-    "grey": (("features", TOP, "shape"), [48, 64, 1], r"must be \(H, W, 3\) or \(3, H, W\)"),
+    "dtype": (("features", "action", "dtype"), "int64", "dtype float32, but info.json says int64"),
+    "string": (("features", "action", "dtype"), "string", "feature action is not read: only num"),
+    "grey": (("features", TOP, "shape"), [48, 64, 1], "images.top is not read: only numbers and"),
     "no column": (("features", "observation.x"), {"dtype": "int64", "shape": [1]}, "lacks column"),
     "name twice": (("features", "top"), {"dtype": "int64", "shape": [1]}, "two features for top"),
 }
@@ -524,6 +525,25 @@ def test_channels_first_is_the_same(copied):
     first = read(folder)["top"]
     edit(folder, "features", TOP, "shape", value=[3, 48, 64])
     assert np.array_equal(read(folder)["top"], first)
+
+
+def test_features_that_are_not_read_are_no_hindrance(copied):
+    """Texts and depths are left out, unless the task has them; names may begin alike."""
+    folder = copied("off")
+    edit(folder, "features", "observation.text", value={"dtype": "string", "shape": [1]})
+    edit(folder, "features", "observation.depth", value={"dtype": "video", "shape": [9, 9, 1]})
+    wide = {"dtype": "float64", "shape": [9]}
+    edit(folder, "features", "action.wide", value=wide)
+    for n, L in ((0, 19), (2, 9)):
+        path = folder / f"data/chunk-000/file-00{n}.parquet"
+        table = pq.read_table(path)
+        values = pa.array([[0.0] * 400] * L)
+        pq.write_table(table.append_column("action.wide", values), path)
+    assert shapes(folder)["depth"] == ((28, 9, 9, 1), np.dtype(object))
+    assert np.array_equal(load(ROBOT, folder).action, joined("action"))
+    assert set(read(folder, ["action", "episode_ends"])) == {"action", "state", "episode_ends"}
+    edit(folder, "features", "observation.state", "dtype", value="string")
+    assert set(read(folder, ["action"])) == {"action"}
 
 
 ROWS = {
