@@ -181,7 +181,7 @@ def open_parquet(file, limits, rows=None):
     """
     if not file.is_file():
         raise BadInput(f"{file} is missing: {AGAIN}")
-    opened = library("pyarrow.parquet").ParquetFile(file)
+    opened = library("pyarrow.parquet").ParquetFile(file, page_checksum_verification=True)
     meta = opened.metadata
     if rows is not None and meta.num_rows != rows:
         raise BadInput(
@@ -302,7 +302,7 @@ def runs(episodes, beginning):
     beginning: "data" for the files of the rows, "videos/KEY" for a camera's. A file is one of
     episodes that follow one another.
     """
-    places = [episodes[f"{beginning}/{part}"] for part in ("chunk_index", "file_index")]
+    places = [episodes[f"{beginning}/{part}"] for part in VIDEO_COLUMNS[:2]]
     places = np.stack(places, 1)  # (E, 2)
     changes = (places[1:] != places[:-1]).any(1)
     borders = [0, *(np.flatnonzero(changes) + 1), len(places)]

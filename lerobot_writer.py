@@ -299,7 +299,8 @@ def png(picture):
 
 def write_parquet(path, table):
     """Write an Arrow table as a parquet file, atomically."""
-    atomic(path, lambda file: library("pyarrow.parquet").write_table(table, file))
+    write_table = library("pyarrow.parquet").write_table
+    atomic(path, lambda file: write_table(table, file, write_page_checksum=True))
 
 
 def write_json(path, content):
@@ -313,7 +314,8 @@ def write_steps(path, features, steps):
     schema = library("pyarrow").schema([(key, arrow_type(f)) for key, f in kept.items()])
 
     def write_rows(file):
-        with library("pyarrow.parquet").ParquetWriter(file, schema) as writer:
+        parquet = library("pyarrow.parquet")
+        with parquet.ParquetWriter(file, schema, write_page_checksum=True) as writer:
             for episode in steps:
                 writer.write_table(rows_of(episode, kept, schema))
 

@@ -612,6 +612,20 @@ def test_fewer_rows_than_the_episodes_have(copied):
         read(folder)
 
 
+def test_a_number_that_was_changed_on_the_disk(copied):
+    """The tables that are written here have checksums."""
+    folder = copied("h264")
+    path = folder / f"data/{FILE}.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(n) for n in range(group.num_columns)]
+    (column,) = (c for c in columns if c.path_in_schema.startswith("action."))
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="is not a parquet file, or is damaged"):
+        read(folder)
+
+
 # ---- videos --------------------------------------------------------------------------------------
 
 
