@@ -329,13 +329,10 @@ def read_lerobot(path, names=None, max_gb=MAX_GB):
             "three colours are"
         )
     wanted = {"state", *(declared if names is None else names)} - others
-    declared = {name: what for name, what in declared.items() if name in wanted}
+    declared = {n: what for n, what in declared.items() if n in wanted}
     cameras = {n: f for n, f in info.features.items() if n in declared and f.dtype in CAMERAS}
-    counted = {
-        name: at_once(*what, (BLOCK, *what[0][1:])) if name in cameras else what
-        for name, what in declared.items()
-    }
-    check_size(counted, path, max_gb)
+    at_a_time = {n: at_once(*declared[n], (BLOCK, *f.shape)) for n, f in cameras.items()}
+    check_size(declared | at_a_time, path, max_gb)
     videos = [feature for feature in cameras.values() if feature.dtype == "video"]
     episodes = read_episodes(info, videos)
     numbers = {n: w for n, w in declared.items() if n not in cameras and n != "episode_ends"}

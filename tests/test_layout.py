@@ -45,6 +45,8 @@ SLOW = (
     "matplotlib",
     "zarr",
     "h5py",
+    "pyarrow",
+    "av",
     "diffusers",
 )
 
