@@ -556,7 +556,7 @@ def add_convert(sub):
         choices=VIDEO,
         default="av1",
         help="how pictures are kept: as AV1 or H.264 in MP4 files, with losses, or (off) as PNG in "
-        "the tables, which takes up to 100 times the space",
+        "the tables, which keeps every bit and takes four times the space for Push-T",
     )
     c.add_argument(
         "--crf",
