@@ -18,12 +18,12 @@ NOISE_SEED = 300_000  # the first start seed
 MOST = 0.5  # a noise that costs more than this share says nothing of small ones
 
 
-def noise_for(policy, task, rho, *, workers=True):
+def noise_for(policy, task, rho, episodes, *, workers=True):
     """The sigma to begin with, and a line that says why.
 
-    rho: see dbpo_loss.mixing. workers: as in evaluate.rollout.
+    rho: see dbpo_loss.mixing. episodes: of each noise. workers: as in evaluate.rollout.
     """
-    seeds = range(NOISE_SEED, NOISE_SEED + 2 * task.episodes)
+    seeds = range(NOISE_SEED, NOISE_SEED + episodes)
     clean, *noisy = (
         rollout(policy, task, seeds, workers=workers, explore=added(policy, sigma, rho))
         .scores(task.score)

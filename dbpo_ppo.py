@@ -295,8 +295,10 @@ class Training:
         """The noise that the policy bears; the first process measures it for all."""
         found = []
         if self.ranks.first:
-            workers = not self.args.one_process
-            sigma, why = noise_for(self.policy, self.task, self.args.rho, workers=workers)
+            args = self.args
+            sigma, why = noise_for(
+                self.policy, self.task, args.rho, args.noise_episodes, workers=not args.one_process
+            )
             print(why)
             found.append(sigma)
         return self.ranks.gathered(found)[0]
@@ -628,6 +630,13 @@ def parse(argv=None):
         "policy 5 %% of its score, measured before training",
     )
     g.add_argument(
+        "--noise-episodes",
+        type=int,
+        metavar="N",
+        help="episodes without noise, and with each of four noises, by which sigma is measured "
+        f"{by_task('noise_episodes')}",
+    )
+    g.add_argument(
         "--sigma-range",
         type=float,
         nargs=2,
@@ -855,6 +864,8 @@ def fill_defaults(args, task):
     """Give the task's flags their defaults; refuse flags that have no use with the others."""
     if task.score == "sum" and args.success_bonus:
         raise BadInput(f"--success-bonus: {task.name} knows no success, leave it out")
+    if args.sigma is not None:
+        refuse_flags(args, ("noise_episodes",), "--sigma")
     if args.anchor == 0:
         refuse_flags(args, ("anchor_final", "anchor_iters"), "--anchor 0")
     for k, value in task.stage2.items():
@@ -872,6 +883,7 @@ def check_ranges(args, task):
         "sigma",
         "sigma_range",
         "sigma_final",
+        "noise_episodes",
         "num_envs",
         "num_steps",
         "num_iterations",

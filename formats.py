@@ -151,8 +151,11 @@ def npy_header(archive, info):
     return *header, start.tell()
 
 
-def read_npz(path, names=None, max_gb=MAX_GB):
-    """{name: array} of an npz file, as `read`. Raises BadInput."""
+def read_npz(path, names=None, max_gb=MAX_GB, *, pictures=True):
+    """{name: array} of an npz file, as `read`. Raises BadInput.
+
+    pictures: whether arrays of four axes are pictures, as they are in demonstrations.
+    """
     arrays = {}
     with open_npz(path) as (archive, members):
         wanted = {n: info for n, info in members.items() if names is None or n in names}
@@ -170,12 +173,12 @@ def read_npz(path, names=None, max_gb=MAX_GB):
                     f"{brief(dtype)} takes"
                 )
             declared[name] = (shape, dtype)
-            if are_pictures(shape, dtype) and not fortran:
+            if pictures and are_pictures(shape, dtype) and not fortran:
                 declared[name] = at_once(shape, dtype, (BLOCK, *shape[1:]))
         check_size(declared, path, max_gb)
         for name, info in wanted.items():
             shape, fortran, dtype, start = npy_header(archive, info)
-            if are_pictures(shape, dtype):
+            if pictures and are_pictures(shape, dtype):
                 make = functools.partial(npz_blocks, archive, info)
                 key = f"npz {shape} {dtype.str} {info.CRC}"
                 arrays[name] = cached_pictures(path, name, shape, key, make, max_gb)

@@ -184,7 +184,7 @@ def load_plans(path):
     if not Path(path).is_file():
         raise BadInput(f"{path}: no such file; python reproduce.py multimodal writes it")
     wrong = f"{path} is not a file of plans: write it again by python reproduce.py multimodal"
-    arrays = read_npz(Path(path))
+    arrays = read_npz(Path(path), pictures=False)
     found = {}
     with refusing(wrong):
         for name in arrays:

@@ -75,6 +75,7 @@ POSITIVE = (
     "num_envs",
     "num_steps",
     "num_iterations",
+    "noise_episodes",
 )
 
 
@@ -507,7 +508,8 @@ def stage2(args):
 
 def is_trial(args):
     """Whether flags were given that make a run of Stage 2 another than the table's."""
-    lengths = (args.steps, args.num_envs, args.num_steps, args.num_iterations, args.episodes)
+    lengths = (args.steps, args.num_envs, args.num_steps, args.num_iterations)
+    lengths += (args.noise_episodes, args.episodes)
     return any(lengths) or args.dims != ["auto"]
 
 
@@ -518,7 +520,7 @@ def stage2_run(experiment, seed, args):
     before = stage1_checkpoint(experiment, seed, args)
     out = Path(args.out, f"{name}-seed{seed}")
     flags = ["--init", before, "--seed", seed, "--episodes", episodes]
-    flags += given(args, "num_envs", "num_steps", "num_iterations")
+    flags += given(args, "num_envs", "num_steps", "num_iterations", "noise_episodes")
     flags += given(args, "device", "threads", "one_process")
     log = finished("dbpo_ppo.py", out, *flags, *experiment.stage2)
     add_curve(Path(args.results, experiment.curve), f"{name}-seed{seed}", log)
@@ -756,7 +758,7 @@ def add_stage2(sub):
     g = p.add_argument_group("a trial, in rows of its own, instead of the table's settings")
     g.add_argument("--steps", type=int, help="optimiser steps of Stage 1")
     g.add_argument("--episodes", type=int, help="episodes of an evaluation")
-    for flag in ("--num-envs", "--num-steps", "--num-iterations"):
+    for flag in ("--num-envs", "--num-steps", "--num-iterations", "--noise-episodes"):
         g.add_argument(flag, type=int, help="as in dbpo_ppo.py")
 
 

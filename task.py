@@ -31,6 +31,7 @@ PPO_DEFAULTS = {
     "update_epochs": 4,
     "lr": 5e-5,
     "target_kl": 0.03,
+    "noise_episodes": 100,
     "sigma_final": 0.3,
     "rho": 0.9,
     "gamma": 0.99,

@@ -211,6 +211,7 @@ def metaworld_task(name, group):
         steps=METAWORLD_STEPS,
         score="success",
         episodes=20,
+        stage2={"noise_episodes": 20},  # clouds take time
         data=(f"metaworld-{name}.npz",),
         expert=partial(scripted, name),
         paper=PAPER[group],
@@ -387,6 +388,7 @@ def adroit_task(name, scene):
         steps=100,
         score="held",
         episodes=20,
+        stage2={"noise_episodes": 20},  # clouds take time
         data=(f"adroit-{name}.npz",),
         expert=partial(replayed, name),
         count_states=partial(count_recorded, name),

@@ -126,8 +126,8 @@ def simulator():
 
             It is what gym-pusht draws, in a third of the time: all of the surface is not copied,
             but only the pixels that the picture is made of. Two things that touch are marked there
-            by a short red line, which a policy can see. Contacts are found by a step of the
-            simulator, here one in which nothing has time to move.
+            by a short red line, which a policy can see (note 36). Contacts are found by a step of
+            the simulator, here one in which nothing has time to move.
             """
             self.pose(state)
             self.space.step(1e-9)
@@ -349,14 +349,12 @@ PUSHT_IMAGE = replace(
     obs={"image": (SIDE, SIDE, 3), "agent_pos": (2,)},
     crop={"image": 84},
     env=PushTImage,
-    potential=None,  # it would need the key points, which no observation has
     sketch=sketch_agent,
     arrays=("img", "state"),
     observations=image_observations,
     render=render,
     optional=("data/keypoint", "data/n_contacts"),
     draw=None,
-    stage2={**PUSHT.stage2, "shaping": 0.0},
     paper={"DBP": 0.89, "Diffusion Policy": 0.91},
 )
 

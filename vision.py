@@ -76,7 +76,7 @@ def augmented(obs, generator, *, crop=None, shift=0, jitter=0.0, n=None, share=a
     """Observations {name: (B, T_o, ...)} whose pictures are changed at random and stay uint8.
 
     The T_o frames of a sample are changed alike, the cameras each by itself. crop {camera: (h, w)}:
-    a picture moves so that the crop in its middle becomes one drawn from all places. shift: it
+    a picture moves so that the crop in its middle is one drawn from all places (note 35). shift: it
     moves by up to that many pixels more; edges are repeated. jitter: brightness and contrast are
     multiplied by factors from 1 - jitter to 1 + jitter.
 

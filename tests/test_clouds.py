@@ -270,6 +270,7 @@ def test_training_by_command(demonstrations, tmp_path):
 
     flags = ("--init", tmp_path / "run" / "ckpt.pt", "--num-iterations", 1, "--num-envs", 1)
     small = ("--num-steps", 3, "--one-process", "--episodes", 1, "--critic-warmup", 0)
+    small += ("--sigma", 0.1)
     out = ("--device", "cpu", "--out", tmp_path / "ppo")
     code, text, err = command("dbpo_ppo.py", *flags, *small, *out)
     assert code == 0 and "9 environment steps" in text, err

@@ -535,10 +535,10 @@ def test_bearable_noise_by_hand():
 def test_measured_noise_is_that_of_the_checkpoint(monkeypatch):
     """The same policy gets the same sigma; noise is added in normalised units, and is smooth."""
     policy = prepare(make_policy())
-    task = replace(PUSHT, steps=16, episodes=2)
-    sigma, why = noise_for(policy, task, 0.9, workers=False)
+    task = replace(PUSHT, steps=16)
+    sigma, why = noise_for(policy, task, 0.9, 2, workers=False)
     assert SIGMAS[0] <= sigma <= SIGMAS[-1] and f"--sigma {sigma:.3g} costs" in why
-    assert noise_for(policy, task, 0.9, workers=False) == (sigma, why)
+    assert noise_for(policy, task, 0.9, 2, workers=False) == (sigma, why)
     chunks = torch.full((2000, 8, 2), 100.0)
     noise = (added(policy, 0.1, 0.9)(chunks) - chunks) / 256  # a normalised unit is 256 pixels
     assert noise.std().item() == pytest.approx(0.1, rel=0.05)

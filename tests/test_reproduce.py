@@ -265,6 +265,7 @@ def test_stage2(run, tmp_path):
     """Stage 1 and Stage 2 of a trial, its curve and final scores; nothing is run twice."""
     flags = ["stage2", "--tasks", "hopper", "--no-anchor", "--seeds", 0]
     flags += ["--steps", 2, "--num-envs", 2, "--num-steps", 2, "--num-iterations", 1]
+    flags += ["--noise-episodes", 1]
     flags += ["--episodes", 1, *TINY, *folders(tmp_path)]
     assert "hopper-no-anchor-trial, seed 0:" in run(*flags)
     (row,) = read(tmp_path / "results" / "stage2.csv")
