@@ -373,16 +373,16 @@ def pusht_dbpo(results):
 def stage2_noise(results):
     """Stage 2 with the default flags: the score without noise, and that of the noisy episodes."""
     files = ("pusht_dbpo.csv", "locomotion_dbpo.csv")
-    rows = [r for name in files for r in results.rows(name) if r.get("noisy") is not None]
-    kinds = list(dict.fromkeys(r["run"].rsplit("-seed", 1)[0] for r in rows))
+    rows = [r for name in files for r in results.rows(name)]
+    noisy = [{**r, "score": r["noisy"]} for r in rows if r.get("noisy")]
+    runs = dict.fromkeys(r["run"] for r in noisy)
+    kinds = list(dict.fromkeys(run.rsplit("-seed", 1)[0] for run in runs))
     if not kinds:
         return None
-    figure, axes = sheet(5 * len(kinds), 3.8, len(kinds))
+    figure, axes = sheet(7 * len(kinds), 4, len(kinds))
     for ax, kind in zip(axes, kinds):
-        runs = dict.fromkeys(r["run"] for r in rows)
         own = [run for run in runs if run.rsplit("-seed", 1)[0] == kind]
         curves(ax, [points_of(rows, run, "step", 1e6) for run in own], WITH_ANCHOR, "without noise")
-        noisy = [{**r, "score": r["noisy"]} for r in rows if r["noisy"]]
         curves(
             ax, [points_of(noisy, run, "step", 1e6) for run in own], WITHOUT_ANCHOR, "with noise"
         )

@@ -963,8 +963,8 @@ def stage2_ways(results):
         """**The gradient.** Over six iterations of 3800 chunks at a fixed early policy (sigma 0.1,
         lambda 0.5) the signal-to-noise ratio of the gradient of 5700 chunks was 0.48 ± 0.13 with
         white noise, 0.06 ± 0.20 with smooth noise, and 3.7 ± 0.2 with smooth noise and the
-        natural gradient. With lambda 0 these are 0.80, 0.02 and 5.2, with lambda 0.9 0.01, -0.02 and 1.2
-        (one run each, no row kept).""",
+        natural gradient. With lambda 0 these are 0.80, 0.02 and 5.2, with lambda 0.9 0.01, -0.02
+        and 1.2 (one run each, no row kept).""",
         """**The reward.** With the gain of coverage, shaping and a bootstrapped time limit the
         score of an early policy fell, with noise and without. In a run whose time limit was an end
         that reward rose from 0.97 to 1.17 in four iterations while the score stayed: what was paid
