@@ -23,7 +23,7 @@ from conftest import make_renderer
 from dbpo_loss import Actor
 from envs import TASKS, make_env
 from pointcloud import cast
-from task import Task
+from test_cameras import TWO
 
 
 def is_timing(row):
@@ -54,17 +54,6 @@ def test_policies_and_observations_of_a_task(name):
     policy = bench.make_policy((8, 16), "cpu", task)
     chunk = policy.act(bench.random_obs(policy, 3))
     assert chunk.shape == (3, task.T_p, task.D_a)
-
-
-CAMERAS = Task(
-    name="two-cameras",
-    obs={"front": (40, 36, 3), "wrist": (34, 34, 3), "joints": (3,)},
-    crop={"front": (36, 32), "wrist": 32},
-    D_a=2,
-    T_o=2,
-    T_p=8,
-    T_a=4,
-)
 
 
 def train_args(**change):
@@ -106,7 +95,7 @@ def test_train(monkeypatch, mode, temp):
 
 def test_train_with_cameras(monkeypatch):
     """The encoder has its share; a task without cameras takes no encoder."""
-    monkeypatch.setitem(envs.TASKS, CAMERAS.name, CAMERAS)
+    monkeypatch.setitem(envs.TASKS, TWO.name, TWO)
     parts = bench.train(train_args(task="two-cameras"))["parts"]
     assert min(parts[name]["ms"] for name in ("data", "encoder", "generator", "drift")) > 0
     with pytest.raises(BadInput, match="--encoder is not used by pusht, which has no camera"):
@@ -136,7 +125,7 @@ def test_infer(monkeypatch):
         return real((8, 16), device, task, **kw)
 
     monkeypatch.setattr(bench, "make_policy", tiny)
-    monkeypatch.setitem(envs.TASKS, CAMERAS.name, CAMERAS)
+    monkeypatch.setitem(envs.TASKS, TWO.name, TWO)
     how = {"device": "cpu", "n": 3, "compile": False}
     r = bench.infer(Namespace(task="pusht", **how))
     small = (64, 128, 256)
