@@ -183,14 +183,43 @@ def gae(reward, value, next_value, ended, gamma, lam):
     return advantage
 
 
+# ---- smoothness ---------------------------------------------------------------------------------
+
+
+def add_past(buffer):
+    """Fill in the end of the chunk that was executed before each chunk (note 37).
+
+    buffer: tensors, time first (S, N, ...). Its new parts: past (S, N, min(3, T_a), D_a), and
+    follows (S, N): 1 where there is such a chunk, of the same episode and in this buffer.
+    """
+    a = buffer["a"]
+    follows = torch.zeros_like(buffer["ended"])
+    follows[1:] = 1 - buffer["ended"][:-1]
+    before = torch.cat([torch.zeros_like(a[:1]), a[:-1]])
+    buffer["past"] = before[:, :, -3:]
+    buffer["follows"] = follows
+
+
+def roughness(mu, past, follows):
+    """The summed squared third differences of executed actions, normalised units -> (B,).
+
+    mu (B, T_a, D_a): the means of the executed prefix; past and follows: see `add_past`. Third
+    differences that reach into the past count where there is one: a chunk should go on from it.
+    """
+    n = past.shape[1]
+    third = torch.cat([past, mu], 1).diff(n=3, dim=1).square().sum(-1)
+    return third[:, n:].sum(1) + follows * third[:, :n].sum(1)
+
+
 # ---- losses -------------------------------------------------------------------------------------
 
 
 def actor_loss(actor, b, args, anchor):
     """Eqs. 14-17, 49-55 without the value term, on a minibatch b -> the loss, detached figures.
 
-    The ratio takes the stored z, so that p(z) cancels. b: obs, z, a, ran, log_prob, advantage and
-    anchor (B, T_p, D_a), the frozen Stage-1 policy's chunk. anchor: the weight lambda now.
+    The ratio takes the stored z, so that p(z) cancels. b: obs, z, a, ran, log_prob, advantage,
+    anchor (B, T_p, D_a), the frozen Stage-1 policy's chunk, and past and follows of `add_past`.
+    anchor: the weight lambda now. `--smooth` adds what is not in the paper (note 37).
     """
     mu, log_sigma = actor(b["obs"], b["z"])
     mean = natural(actor.policy.executed(mu), actor.mix)
@@ -208,6 +237,9 @@ def actor_loss(actor, b, args, anchor):
     if anchor:
         pull = (mu - b["anchor"]).square().sum((-2, -1)).mean()  # Eqs. 16, 54
     loss = -surrogate - args.ent_coef * ent + anchor * pull  # Eqs. 17, 55
+    rough = roughness(actor.policy.executed(mu), b["past"], b["follows"]).mean()
+    if args.smooth:
+        loss = loss + args.smooth * rough
 
     with torch.no_grad():
         figures = {
@@ -215,6 +247,7 @@ def actor_loss(actor, b, args, anchor):
             "clipped": ((ratio - 1).abs() > args.clip_coef).float().mean(),
             "entropy": ent.detach(),
             "anchor": pull.detach(),
+            "rough": rough.detach(),
             "sigma": log_sigma.exp().mean(),
             "off": (ratio - 1).abs().max(),
         }

@@ -240,11 +240,11 @@ class Training:
             ranks=ranks,
         )
         self.scale = ReturnScale(args.num_envs, args.gamma, state["scale"])
-        self.buffer = make_buffer(policy, args.num_steps, ranks.size(args.num_envs))
         self.run = None
         self.bar = None
         if ranks.first:
             self.open_folder()
+        self.buffer = make_buffer(policy, args.num_steps, ranks.size(args.num_envs))
 
     def open_folder(self):
         """Begin or continue the log, say what is trained, and show the progress."""
@@ -306,7 +306,7 @@ class Training:
     def announce(self):
         """Print what is trained, and how large the buffer is."""
         args = self.args
-        megabytes = sum(v.nbytes for v in leaves(self.buffer)) / 1e6
+        megabytes = buffer_bytes(self.policy, args, self.ranks) / 1e6
         parameters = sum(p.numel() for p in self.actor.parameters()) / 1e6
         print(
             f"{self.task.name}: {args.init}, {parameters:.1f} M parameters, {args.num_envs} x "
@@ -344,10 +344,11 @@ class Training:
         shown = ("return", "kl", "clipped", "explained", "steps_per_s")
         self.bar.set_postfix({k: f"{now[k]:.3g}" for k in shown if k in now})
 
-    def evaluated(self, **kw):
-        """The score of the policy as it would be deployed: its mean, without noise."""
+    def judged(self, policy, **kw):
+        """What evaluate says of a policy as it would be deployed, its mean, and its jerk."""
         workers = not self.args.one_process
-        return evaluate(self.policy.eval(), self.task, self.args.episodes, workers=workers, **kw)[0]
+        result, r = evaluate(policy.eval(), self.task, self.args.episodes, workers=workers, **kw)
+        return {**result, "jerk": smoothness(r, policy.T_o, policy.T_a)["jerk"]}
 
     def choose_if_due(self):
         """Choose where it is time for that, unless Ctrl-C breaks it off or the log has the score.
@@ -363,7 +364,7 @@ class Training:
 
     def choose(self):
         """Evaluate on the starts that choose, log it, and keep the best policy as best.pt."""
-        result = self.evaluated(start_seed=CHOICE_SEED)
+        result = self.judged(self.policy, start_seed=CHOICE_SEED)
         log_score(self.run, self.env_steps, result, minutes=self.minutes, iteration=self.it)
         self.bar.write(
             f"iteration {self.it}, {self.env_steps} steps, {self.minutes:.1f} min: {line(result)}"
@@ -377,7 +378,7 @@ class Training:
         self.bar.close()
         best, _ = Policy.load(self.out / "best.pt", self.args.device)
         best.set_executed(self.policy.T_a)
-        before, after, chosen = (self.standard(p) for p in (self.frozen, self.policy, best))
+        before, after, chosen = (self.judged(p) for p in (self.frozen, self.policy, best))
         if not any("final_score" in row for row in self.run.rows):
             results = {"before": before, "final": after, "best": chosen}
             told = {
@@ -395,11 +396,11 @@ class Training:
             f"{self.minutes:.1f} min of training"
         )
 
-    def standard(self, policy):
-        """What evaluate says of a policy on the standard starts, with the jerk of its motion."""
-        workers = not self.args.one_process
-        result, r = evaluate(policy.eval(), self.task, self.args.episodes, workers=workers)
-        return {**result, "jerk": smoothness(r, policy.T_o, policy.T_a)["jerk"]}
+
+def buffer_bytes(policy, args, ranks):
+    """How many bytes the buffer of a process will take."""
+    buffer = make_buffer(policy, args.num_steps, ranks.size(args.num_envs), device="meta")
+    return sum(v.nbytes for v in leaves(buffer))
 
 
 def verdict(before, after, best, out):
@@ -458,6 +459,8 @@ PANELS = [
     ("explained variance", ["explained"], "linear"),
     ("sigma", ["sigma"], "linear"),
     ("squared distance to the anchor", ["anchor"], "linear"),
+    ("squared third differences", ["rough"], "linear"),
+    ("jerk, evaluation", ["jerk"], "linear"),
     ("learning rate", ["lr"], "linear"),
 ]
 
@@ -694,6 +697,13 @@ def parse(argv=None):
         type=float,
         help=f"lambda of the critic's targets; 1: returns {by_task('critic_lambda')}",
     )
+    g.add_argument(
+        "--shift",
+        type=int,
+        metavar="PIXELS",
+        help="move the pictures that the policy sees by up to that many pixels at random; 0: not "
+        f"{by_task('shift')}",
+    )
     g.add_argument("--one-process", action="store_true", help="keep all simulators in this process")
 
     g = p.add_argument_group("update (Eqs. 15-17)")
@@ -790,6 +800,13 @@ def parse(argv=None):
         metavar="N",
         help=f"iterations in which it falls to that, linearly {by_task('anchor_iters')}",
     )
+    g.add_argument(
+        "--smooth",
+        type=float,
+        metavar="WEIGHT",
+        help="weight of the squared third differences of the mean actions, from chunk to chunk; "
+        f"0: none {by_task('smooth')}",
+    )
 
     g = p.add_argument_group("run")
     g.add_argument(
@@ -864,6 +881,8 @@ def fill_defaults(args, task):
     """Give the task's flags their defaults; refuse flags that have no use with the others."""
     if task.score == "sum" and args.success_bonus:
         raise BadInput(f"--success-bonus: {task.name} knows no success, leave it out")
+    if args.shift and not any(len(shape) == 3 for shape in task.obs.values()):
+        raise BadInput(f"--shift: {task.name} has no pictures, leave it out")
     if args.sigma is not None:
         refuse_flags(args, ("noise_episodes",), "--sigma")
     if args.anchor == 0:
@@ -910,6 +929,8 @@ def check_ranges(args, task):
         "critic_warmup",
         "anchor",
         "anchor_final",
+        "smooth",
+        "shift",
         "save_every",
         "eval_every",
     ):

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import torch
 
-from dbpo_loss import log_prob
+from dbpo_loss import add_past, log_prob
+from vision import augmented
 
 # ---- the reward ---------------------------------------------------------------------------------
 
@@ -60,11 +61,14 @@ def leaves(tree):
             yield v
 
 
-def make_buffer(policy, S, N):
-    """The tensors of a roll-out, each number once, time first (S, N, ...); pictures stay uint8."""
+def make_buffer(policy, S, N, device=None):
+    """The tensors of a roll-out, each number once, time first (S, N, ...); pictures stay uint8.
+
+    device: the policy's if None; "meta" takes no memory and tells how much would be.
+    """
 
     def zeros(*size, dtype=torch.float32):
-        return torch.zeros(S, N, *size, dtype=dtype, device=policy.device)
+        return torch.zeros(S, N, *size, dtype=dtype, device=device or policy.device)
 
     obs = {
         name: zeros(policy.T_o, *spec["shape"], dtype=getattr(torch, spec["dtype"]))
@@ -114,6 +118,7 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
 
     for t in range(len(buffer["z"])):
         obs = policy.tensors(sims.obs)
+        obs = augmented(obs, generator, shift=args.shift, n=sims.n, share=ranks.share)  # note 38
         buffer["progress"][t] = numbers(sims.progress())
         z = ranks.share(policy.latent(sims.n, generator=generator))
         if policy.method == "bc":
@@ -142,6 +147,7 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         scores[t, ended] = stepped.scores
 
     after = critic(policy.tensors(sims.obs), numbers(sims.progress()))
+    add_past(buffer)
     add_values(buffer, critic, after, args.minibatch_size)
     if frozen is not None:
         add_anchor(buffer, frozen, args.minibatch_size)

@@ -199,7 +199,9 @@ def log_score(run, step, result, **more):
     """Append an evaluation to a run's log, unless a resumed run has it already."""
     if any(row["step"] == step and "score" in row for row in run.rows):
         return
-    shown = {k: result[k] for k in ("score", "success", "seconds") if k in result}
+    shown = {
+        k: result[k] for k in ("score", "success", "jerk", "seconds") if result.get(k) is not None
+    }
     low, high = result["score_95"]
     run.log(step, **more, **shown, score_low=low, score_high=high)
 

@@ -39,6 +39,8 @@ PPO_DEFAULTS = {
     "critic_lambda": 0.95,
     "anchor": 0.3,
     "anchor_iters": 50,
+    "smooth": 0.0,
+    "shift": 0,
     "success_bonus": 0.0,
 }
 

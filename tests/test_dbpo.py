@@ -65,6 +65,8 @@ def make_args(**change):
         "vf_coef": 1.0,
         "ent_coef": 0.0,
         "per_dimension": False,
+        "smooth": 0.0,
+        "shift": 0,
     }
     return Namespace(**{**flags, **change})
 

@@ -17,12 +17,14 @@ from dbpo_loss import (
     Critic,
     ReturnScale,
     actor_loss,
+    add_past,
     critic_loss,
     entropy,
     gae,
     log_prob,
     mixing,
     natural,
+    roughness,
 )
 from envs import TASKS
 from policy import Policy
@@ -63,6 +65,7 @@ def make_args(**change):
         "vf_coef": 1.0,
         "ent_coef": 0.0,
         "per_dimension": False,
+        "smooth": 0.0,
     }
     return Namespace(**{**flags, **change})
 
@@ -95,6 +98,8 @@ def samples(actor, B=24, steps=8, seed=0):
         "ran": ran,
         "log_prob": log_prob(a, mean, log_sigma, ran, actor.mix),
         "anchor": mu,
+        "past": mean[:, -3:].roll(1, 0),
+        "follows": torch.ones(B),
         "advantage": torch.randn(B, generator=g),
     }
 
@@ -274,6 +279,47 @@ def test_steps_that_did_not_run_follow_those_that_did(actor):
     # The noise of the later steps, which nobody saw, goes on as the seen noise does: smoothly.
     ahead = 0.9 ** torch.arange(1, 6)[:, None] * grad[:, 3:4]
     torch.testing.assert_close(grad[:, 4:9], ahead, rtol=1e-3, atol=1e-5)
+
+
+def test_what_came_before_a_chunk():
+    """The past is the end of the chunk before, if that was of the same episode."""
+    a = torch.arange(3 * 2 * 4.0).view(3, 2, 4, 1)  # 3 chunks of 4 steps, of 2 simulators
+    buffer = {"a": a, "ended": torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])}
+    add_past(buffer)
+    assert buffer["follows"].tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert buffer["past"].shape == (3, 2, 3, 1)
+    assert buffer["past"][1, 0, :, 0].tolist() == [1, 2, 3]
+    assert buffer["past"][2, 1, :, 0].tolist() == [13, 14, 15]
+
+
+def test_roughness_by_hand():
+    """A parabola is smooth; a step of height 1 has the third differences 1, -2, 1."""
+    t = torch.arange(8.0)
+    parabola = (3 + 2 * t - t**2)[None, :, None]
+    step = (t >= 3).float()[None, :, None]  # just where the chunk begins
+    for x, alone, joined in ((parabola, 0, 0), (step, 0, 6), (step + parabola, 0, 6)):
+        for follows, wanted in ((0.0, alone), (1.0, joined)):
+            rough = roughness(x[:, 3:], x[:, :3], torch.tensor([follows]))
+            assert rough.tolist() == [pytest.approx(wanted, abs=1e-8)]
+    late = (t >= 6).float()[None, :, None]  # within the chunk: 1, -2, not yet 1
+    assert roughness(late[:, 3:], late[:, :3], torch.tensor([0.0])).item() == 5
+
+
+def test_smoothing_brings_chunks_together():
+    """--smooth alone, without rewards: chunks learn to go on from what was executed before."""
+    policy = make_policy()
+    actor = Actor(policy, sigma=0.1, sigma_range=(0.3, 2.0), rho=0.9)
+    b = samples(actor)
+    b["advantage"] = torch.zeros(24)
+    opt = torch.optim.Adam(actor.parameters(), lr=1e-3)
+    seen = []
+    for _ in range(60):
+        loss, now = actor_loss(actor, b, make_args(smooth=1.0), anchor=0.0)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        seen.append(now["rough"].item())
+    assert seen[-1] < 0.2 * seen[0]
 
 
 def test_anchor(actor):
