@@ -254,7 +254,7 @@ def parts_of_a_step(policy, optimiser, drift, args):
     laps = Laps(args.device)
     for step in range(3 + args.n):
         laps.begin()
-        i = order[(step * args.batch + torch.arange(args.batch, device=args.device)) % len(order)]
+        i = order[(step * args.batch + torch.arange(args.batch)) % len(order)]
         obs, action = windows.batch(i)
         obs = augmented(obs, generator, crop=policy.encoder.crop)
         policy.norm_action(action)

@@ -544,6 +544,7 @@ def train(args):
     check_shares(args, ranks.world)
     if args.threads:
         torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # its rounding would move the ratio off 1 (note 8)
     torch.manual_seed(args.seed)
     with claimed(args, ranks), ranks.joined(args.device):
         run = Training(args, policy, task, ranks)

@@ -43,6 +43,7 @@ from dbpo_rollout import (
     take,
 )
 from drift import chunk_loss
+from encoders import vision_of
 from envs import TASKS, Simulators, Stepped
 from files import load_torch
 from policy import Policy
@@ -116,14 +117,15 @@ def simulators(task, n, seed=0, state=None):
     return Simulators(task, n, T_o=task.T_o, T_a=task.T_a, workers=False, seed=seed, state=state)
 
 
-def filled(policy, task, *, S=6, N=4, frozen=None, sigma=0.1, seed=0):
+def filled(policy, task, *, S=6, N=4, frozen=None, sigma=0.1, seed=0, **flags):
     """An actor, a critic, and a buffer that they filled by S steps of N simulators."""
     actor = Actor(policy, sigma, (0.5, 2), rho=0.9)
     critic = Critic(policy)
     sims = simulators(task, N, seed)
     buffer = make_buffer(policy, S, N)
     generator = torch.Generator().manual_seed(seed)
-    scores, _ = collect(actor, critic, frozen, sims, buffer, task, make_args(), generator)
+    args = make_args(**flags)
+    scores, _ = collect(actor, critic, frozen, sims, buffer, task, args, generator)
     buffer["advantage"] = torch.randn(S, N, generator=torch.Generator().manual_seed(1))
     buffer["return"] = buffer["advantage"] + buffer["value"]
     return actor, critic, buffer, scores
@@ -325,6 +327,77 @@ def test_ratio_is_one_before_the_first_step():
         mu, log_sigma = actor(b["obs"], b["z"])
         new = log_prob(b["a"], actor.policy.executed(mu), log_sigma, b["ran"], actor.mix)
         assert ((new - b["log_prob"]).exp() - 1).abs().max() < 1e-5
+
+
+class Bar(gym.Env):
+    """A camera of 20 x 24 pixels; a bright column stands where the last action put it."""
+
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        self.observation_space = observation_space(BAR)
+
+    def picture(self, at):
+        picture = np.full((20, 24, 3), 30, np.uint8)
+        picture[:, int(11 + 8 * at) : int(13 + 8 * at)] = 220
+        return {"front": picture, "place": np.float32([at])}
+
+    def reset(self, *, seed=None, options=None):
+        return self.picture(0.0), {}
+
+    def step(self, action):
+        return self.picture(action.item()), -abs(action.item() - 0.5), False, False, {}
+
+
+BAR = Task(
+    name="bar",
+    obs={"front": (20, 24, 3), "place": (1,)},
+    crop={"front": (18, 20)},
+    D_a=1,
+    T_o=2,
+    T_p=4,
+    T_a=2,
+    env=Bar,
+    steps=9,
+    score="sum",
+)
+
+
+def seeing_policy():
+    """An untrained policy of BAR."""
+    torch.manual_seed(0)
+    shape = {
+        "task": "bar",
+        "obs": BAR.specs,
+        "D_a": 1,
+        "T_o": 2,
+        "T_p": 4,
+        "T_a": 2,
+        "dims": (8, 16),
+        **vision_of(BAR.obs, BAR.crop),
+    }
+    one = (torch.tensor([-1.0]), torch.tensor([1.0]))
+    return Policy(shape, {"obs": {"place": one}, "action": one}).eval()
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_pictures_are_stored_as_they_were_seen(shift):
+    """Moved by --shift or not, the ratio on the stored pictures is 1, and they stay uint8."""
+    actor, _, buffer, _ = filled(seeing_policy(), BAR, S=6, N=32, shift=shift)
+    seen = buffer["obs"]["front"]
+    column = (seen[:, :, 0, 0, :, 0] == 220).float().argmax(-1)  # at an episode's start: 11
+    starts = column[0]
+    assert seen.dtype == torch.uint8 and starts.unique().tolist() == [
+        *range(11 - shift, 12 + shift)
+    ]
+    assert (seen[:, :, 0] == seen[:, :, 1]).flatten(2).all(-1)[0].all()  # both frames moved alike
+    b = flat(buffer)
+    mu, log_sigma = actor(b["obs"], b["z"])
+    new = log_prob(b["a"], actor.policy.executed(mu), log_sigma, b["ran"], actor.mix)
+    assert ((new - b["log_prob"]).exp() - 1).abs().max() < 1e-4
+    loss, _ = actor_loss(actor, b, make_args(smooth=1.0), anchor=0.0)
+    loss.backward()
+    assert all(p.grad.abs().max() > 0 for p in actor.policy.encoder.parameters())
 
 
 def test_regression_explores_around_what_it_is_deployed_with():

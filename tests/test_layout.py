@@ -24,7 +24,7 @@ FLOORS = (
     ("baselines", "beyond", "dbpo_loss", "task_pusht", "task_locomotion", "task_clouds"),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
-    ("data", "modes", "dbpo_noise"),
+    ("data", "modes", "seen", "dbpo_noise"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "report", "figures"),
     ("reproduce",),
