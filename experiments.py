@@ -20,6 +20,7 @@ STANDARD = Starts(episodes=50, first_seed=100_000)  # Diffusion Policy's own 50
 CHOICE = Starts(episodes=200, first_seed=200_000)  # on which settings are chosen
 UNUSED = Starts(episodes=200, first_seed=500_000)  # on which nothing was chosen
 FRESH = Starts(episodes=500, first_seed=600_000)  # likewise, for the comparison at convergence
+IMAGE_STARTS = Starts(episodes=200, first_seed=600_000)  # likewise, of Push-T from images
 CLOUD_STARTS = Starts(episodes=20, first_seed=100_000)
 LOCOMOTION_STARTS = Starts(episodes=20, first_seed=100_000)
 

@@ -130,6 +130,29 @@ def pusht_score(results):
     return figure
 
 
+def pusht_image(results):
+    """Score over the steps of Stage 1, from images and from key points."""
+    figure, (ax,) = sheet(6.5, 4)
+    for name, colour, what in (
+        (HUMAN.curve, "0.6", "from key points"),
+        ("pusht_image_curve.csv", COLOURS["dbp"], "from images"),
+    ):
+        rows = results.rows(name)
+        if not rows:
+            return None
+        runs = [points_of(rows, run, "step") for run in dict.fromkeys(r["run"] for r in rows)]
+        curves(ax, runs, colour, what)
+    ax.set(
+        title="Push-T: DBP on 206 human demonstrations, 50 standard starts",
+        xlabel="Training steps",
+        ylabel=SCORE,
+        xlim=(0, 12000),
+        ylim=(0, 1),
+    )
+    ax.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def pusht_methods(results, length=EQUAL_MINUTES, others=UNUSED, when="15 minutes of training"):
     """Scores by method: the 50 standard starts (light) beside unused ones (dark)."""
     rows = select(results.rows("pusht_methods.csv"), length=length)
@@ -497,6 +520,7 @@ class Picture:
 
 FIGURES = {
     "pusht_score": Picture("figures/pusht_score.png", pusht_score),
+    "pusht_image": Picture("figures/pusht_image.png", pusht_image),
     "pusht_methods": Picture("results/pusht_methods.png", pusht_methods),
     "pusht_converged": Picture("results/pusht_converged.png", pusht_converged),
     "efficiency": Picture("results/efficiency.png", efficiency),
