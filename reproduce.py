@@ -29,6 +29,8 @@ import bench
 import experts
 import modes
 from baselines import prepare
+from chapter_ablations import setting_table
+from chapter_pusht import modes_table
 from commands import START_SEEDS, BadInput, Parser, above_zero, check_device, check_seed, cli
 from data import Windows, load
 from download import find
@@ -51,7 +53,7 @@ from experiments import (
 from files import atomic, check_folder, check_output, read_bytes, write_csv
 from formats import read as read_arrays
 from policy import Policy
-from report import modes_table, setting_table, summary
+from report import summary
 from runs import SCORE_COLUMNS, commit, read_log
 from tables import Row, at, merge, read, select, setting_of
 from task_clouds import run_script

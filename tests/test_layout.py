@@ -20,13 +20,15 @@ FLOORS = (
     ("encoders", "pictures", "hdf5"),
     ("robomimic", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
-    ("saves", "download"),
+    ("saves", "download", "cells"),
     ("baselines", "beyond", "dbpo_loss", "task_pusht", "task_locomotion", "task_clouds"),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
     ("data", "modes", "seen", "dbpo_noise"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
-    ("bench", "report", "figures"),
+    ("bench", "verdicts", "figures"),
+    ("chapter_pusht", "chapter_ablations", "chapter_stage2"),
+    ("report",),
     ("reproduce",),
 )
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}

@@ -14,11 +14,13 @@ import dbpo_ppo
 import plots
 import report
 import reproduce
+from cells import by_seed, leads, score
 from commands import BadInput, cli
 from conftest import ROOT
 from envs import TASKS
 from experiments import ABLATIONS, CLAIMS, CLOUDS, EXPERIMENTS, TABLE_2, TABLE_2_COLUMNS
 from tables import Interval, Results, interval, merge, paired, read, rows_of, select
+from verdicts import word_for
 
 RESULTS = Results(ROOT / "results")
 TEXT = (ROOT / "RESULTS.md").read_text()
@@ -65,7 +67,7 @@ def test_paired_by_hand():
     found = paired(above, below)
     assert found.mean == pytest.approx(0.2) and found.n == 3
     assert found.half == pytest.approx(4.30 * 0.1 / math.sqrt(3))
-    assert report.leads(above, below) == "3 of 3"
+    assert leads(above, below) == "3 of 3"
 
 
 @pytest.mark.parametrize(
@@ -80,16 +82,16 @@ def test_paired_by_hand():
     ],
 )
 def test_word(mean, half, n, word):
-    assert report.word_for(Interval(mean, half, n)) == word
+    assert word_for(Interval(mean, half, n)) == word
 
 
 def test_score_cell():
     """Several seeds: the interval over them. One: the bootstrap interval, where there is one."""
-    assert report.score(rows("a", 0.8, 0.9, 0.7), 2) == "0.80 ± 0.25"
+    assert score(rows("a", 0.8, 0.9, 0.7), 2) == "0.80 ± 0.25"
     one = {"seed": "0", "score": "0.5", "low": "0.4", "high": "0.6", "after": "7"}
-    assert report.score([one], 2) == "0.50 [0.40, 0.60]"
-    assert report.score([one], 0, "after") == "7"
-    assert report.score([]) == "—"
+    assert score([one], 2) == "0.50 [0.40, 0.60]"
+    assert score([one], 0, "after") == "7"
+    assert score([]) == "—"
 
 
 def test_merge(tmp_path):
@@ -275,7 +277,7 @@ def test_every_row_of_the_ablations_is_told():
     for group, experiments in ABLATIONS.items():
         for e in experiments:
             own = rows_of(RESULTS.rows(f"ablate_{group}.csv"), e)
-            assert report.by_seed(own) in TEXT, e.name
+            assert by_seed(own) in TEXT, e.name
 
 
 def test_every_stage_2_row_is_told():
