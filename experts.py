@@ -54,7 +54,7 @@ WAYS = {
     },
     "policies": {"init": None, "tries": 6, "T_a": None, "z_scale": 1.0},
 }
-STORED = {1: np.float32, 2: np.float16, 3: np.uint8}  # an observation's axes -> its dtype in files
+STORED = {1: np.float32, 2: np.float16, 3: np.uint8}  # axes of one step's array -> dtype in files
 
 
 # ---- from a scripted expert or recorded states ---------------------------------------------------
@@ -81,10 +81,7 @@ def make_part(task, states, i, folder):
     if arrays is None:
         atomic(failed, lambda f: None)
         return False
-    observations = {
-        name: arrays[name].astype(STORED[len(shape)]) for name, shape in task.obs.items()
-    }
-    save_npz(done, **observations, action=arrays["action"])
+    save_npz(done, **{name: a.astype(STORED[a.ndim - 1]) for name, a in arrays.items()})
     return True
 
 
@@ -422,7 +419,7 @@ def main():
     task = task_named(args.task)
     way = fill_way(args, task)
     if way == "a task's own expert":
-        args.out = args.out or Path(__file__).parent / "demos" / f"{task.name}.npz"
+        args.out = args.out or Path(__file__).parent / "demos" / task.data[-1]
         check_output(args, "out")
         run_expert(args, task)
     elif way == "policies":

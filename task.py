@@ -90,6 +90,8 @@ class Task:
     observations: Callable = (
         None  # a file's arrays {name: array} -> {name: (N, ...)}; None: by name
     )
+    actions: Callable = None  # a file's arrays -> (N, D_a); None: its "action"
+    check: Callable = None  # (path): raises BadInput if a file was recorded in another environment
     render: Callable = None  # (arrays, path) -> {camera: (N, H, W, 3) uint8}, of a file without
     url: str = None  # the official archive, for `python data.py download`
     sha256: dict = field(default_factory=dict)  # array of the archive -> sha256 of its bytes

@@ -20,7 +20,8 @@ FLOORS = (
     ("encoders", "pictures", "hdf5"),
     ("robomimic", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
-    ("saves", "download", "cells"),
+    ("saves", "download", "cells", "robosuite_env"),
+    ("experts_robomimic",),
     (
         "baselines",
         "beyond",
