@@ -1,0 +1,520 @@
+"""Scripted experts of RoboMimic's five tasks in robosuite 1.5.1, and how they are recorded.
+
+An expert is a generator for each arm, which looks at the simulator and yields one command a control
+step. It is written in few words: `travel` moves fast through free space, `goto` moves exactly,
+`carried` turns a pose for an object into one for the hand that holds it, `close` and `release` are
+the gripper. Poses are 4 x 4 matrices in the world's frame, in metres. A target is a pose, or a
+function that gives the pose as things stand now.
+
+The experts drive delta OSC_POSE. What is recorded as the action is the goal that the controller
+made of each delta, so that policies drive an absolute controller (task_robomimic.py).
+
+`variety` makes the demonstrations of a start many-valued, as those of people are: travels take
+detours and their own speed, with correlated noise, and some grasps come from the other side. What
+must be exact stays exact.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from task_robomimic import make_raw
+
+OPEN = -1.0  # commands of the gripper
+CLOSED = 1.0
+NOISE = 0.1  # standard deviation of a travel's noise at variety 1, where actions are in [-1, 1]
+MEMORY = 0.8  # correlation of the noise with that of the step before
+DETOUR = 0.05  # standard deviation in metres of a via point at variety 1
+TURN = 1.8  # rad from the home pose that the wrist may turn for a grasp from the other side
+UP = np.array([0, 0, 1])
+DOWN = np.diag([1.0, -1.0, -1.0])  # a hand that points down with its fingers along the world's x
+
+
+# ---- poses ---------------------------------------------------------------------------------------
+
+
+def pose(position, rotation):
+    """The 4 x 4 matrix of a position (3,) and a rotation matrix (3, 3)."""
+    T = np.eye(4)
+    T[:3, :3] = rotation
+    T[:3, 3] = position
+    return T
+
+
+def moved(T, *by):
+    """The pose T moved by (x, y, z) in the world's frame."""
+    return pose(T[:3, 3] + by, T[:3, :3])
+
+
+def about_z(angle):
+    """The rotation matrix of a turn about the vertical axis."""
+    c = math.cos(angle)
+    s = math.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+def down(position, yaw):
+    """The pose of a hand that points down, its fingers opening along (cos yaw, sin yaw)."""
+    return pose(position, about_z(yaw) @ DOWN)
+
+
+def yaw_of(R):
+    """The direction of a rotation's x axis in the horizontal plane, in rad."""
+    return math.atan2(R[1, 0], R[0, 0])
+
+
+def rotvec(R):
+    """The axis-angle vector (3,) of a rotation matrix."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_matrix(R).as_rotvec()
+
+
+def fold(angle, period, reference):
+    """Of the angles that differ by whole periods, the one nearest to the reference."""
+    return angle - period * round((angle - reference) / period)
+
+
+# ---- what an expert sees -------------------------------------------------------------------------
+
+
+class Arm:
+    """One arm of a simulator: its hand, its gripper's command, and how much it varies.
+
+    env: from make_raw(). i: 0 or 1. rng: numpy's generator for the variety in [0, 1].
+    """
+
+    def __init__(self, env, i, rng, variety):
+        self.env = env
+        self.site = env.robots[i].eef_site_id["right"]
+        self.controller = env.robots[i].part_controllers["right"]
+        self.rng = rng
+        self.variety = variety
+        self.gripper = OPEN
+        self.noise = np.zeros(6)
+        self.home = yaw_of(self.hand()[:3, :3])
+
+    def hand(self):
+        """The pose of the point between the fingertips; x: the fingers open, z: it points."""
+        data = self.env.sim.data
+        return pose(data.site_xpos[self.site], data.site_xmat[self.site].reshape(3, 3))
+
+    def goal(self):
+        """The controller's goal as an action: position (3,), rot6d (6,), the gripper's command."""
+        rotation = self.controller.goal_ori[:2].ravel()
+        return np.concatenate([self.controller.goal_pos, rotation, [self.gripper]])
+
+    def shaken(self, delta):
+        """A command (6,) with this step's noise, which remembers that of the step before."""
+        fresh = self.rng.normal(size=6) * self.variety * NOISE
+        self.noise = MEMORY * self.noise + math.sqrt(1 - MEMORY**2) * fresh
+        return delta + self.noise
+
+
+def body(env, name):
+    """The pose of a body of the simulator."""
+    data = env.sim.data
+    return pose(data.get_body_xpos(name), data.get_body_xmat(name))
+
+
+def grip_yaw(arm, yaw, period):
+    """The yaw for a grasp that is the same after each period: the one nearest to the home pose.
+
+    With variety, at times the second nearest, if the wrist can turn that far.
+    """
+    nearest = fold(yaw, period, arm.home)
+    other = nearest + math.copysign(period, arm.home - nearest)
+    turns = abs(other - arm.home) < TURN
+    if arm.variety and arm.rng.random() < arm.variety / 2 and turns:
+        return other
+    return nearest
+
+
+# ---- the words of the scripts --------------------------------------------------------------------
+
+
+def now(target):
+    """The pose that a target is at this moment."""
+    return target() if callable(target) else target
+
+
+def limited(v, most):
+    """The vector v shortened so that none of its components is beyond `most`."""
+    return v * min(1, most / max(np.abs(v).max(), 1e-9))
+
+
+def toward(arm, target, kpos=20, krot=2, vmax=1, wmax=1):
+    """The delta action (6,) that moves the hand toward a pose, in proportion to what is missing."""
+    hand = arm.hand()
+    turn = rotvec(target[:3, :3] @ hand[:3, :3].T)
+    step = target[:3, 3] - hand[:3, 3]
+    return np.concatenate([limited(kpos * step, vmax), limited(krot * turn, wmax)])
+
+
+def is_near(arm, target, tol, atol):
+    """Whether the hand is within tol metres and atol rad of a pose."""
+    hand = arm.hand()
+    far = np.linalg.norm(target[:3, 3] - hand[:3, 3])
+    turn = np.linalg.norm(rotvec(target[:3, :3] @ hand[:3, :3].T))
+    return far < tol and turn < atol
+
+
+def goto(arm, target, tol, atol=0.1, *, dwell=0, most=120, until=None, noisy=False, **gains):
+    """Move to a target exactly; ends after dwell + 1 steps in tolerance, or `most` steps.
+
+    until: a function that tells the end instead of the tolerances. gains: see toward().
+    """
+    hits = 0
+    for _ in range(most):
+        where = now(target)
+        there = until() if until else is_near(arm, where, tol, atol)
+        hits = hits + 1 if there else 0
+        if hits > dwell:
+            return
+        yield toward(arm, where, **gains), noisy
+
+
+def travel(arm, target, tol, atol=0.1, **how):
+    """Move to a target through free space: goto() with the arm's variety."""
+    if arm.variety:
+        how = {"vmax": 1.0, **how}
+        how["vmax"] *= 1 - 0.5 * arm.variety * arm.rng.random()
+        start = arm.hand()
+        end = now(target)
+        if np.linalg.norm(end[:3, 3] - start[:3, 3]) > 0.12 and arm.rng.random() < 0.5:
+            middle = (start[:3, 3] + end[:3, 3]) / 2
+            aside = arm.rng.normal(size=3) * DETOUR * arm.variety
+            aside[2] = abs(aside[2])  # upward, away from what stands on the table
+            via = pose(middle + aside, end[:3, :3])
+            yield from goto(arm, via, tol=0.05, atol=9, most=40, noisy=True, **how)
+    yield from goto(arm, target, tol, atol, noisy=True, **how)
+
+
+def hold(arm, target, steps, **gains):
+    """Stay at a target for a number of steps."""
+    for _ in range(steps):
+        yield toward(arm, now(target), **gains), False
+
+
+def close(arm, target, steps):
+    """Close the fingers at a target, which follows the object that they close on."""
+    arm.gripper = CLOSED
+    yield from hold(arm, target, steps)
+
+
+def release(arm, steps):
+    """Open the fingers where the hand is."""
+    arm.gripper = OPEN
+    yield from hold(arm, arm.hand(), steps)
+
+
+def rise(arm, height, tol=0.03, **how):
+    """Move up by that height from where the hand is."""
+    yield from travel(arm, moved(arm.hand(), 0, 0, height), tol, **how)
+
+
+def carried(arm, see, desired):
+    """The target of the hand that brings the object seen by see() to the pose `desired`.
+
+    Where the hand holds the object is looked at anew at every step, so slips do not matter.
+    """
+
+    def target():
+        return now(desired) @ np.linalg.inv(see()) @ arm.hand()
+
+    return target
+
+
+# ---- lift ----------------------------------------------------------------------------------------
+
+
+def lift(arm):
+    """Grasp the cube on the table and lift it."""
+    cube = functools.partial(body, arm.env, "cube_main")
+    yaw = grip_yaw(arm, yaw_of(cube()), math.pi / 2)
+
+    def grasp():
+        return down(cube()[:3, 3], yaw)
+
+    yield from travel(arm, moved(grasp(), 0, 0, 0.08), 0.03, 0.3)
+    yield from goto(arm, grasp, 0.008, 0.08)
+    yield from close(arm, grasp, 8)
+    yield from rise(arm, 0.15)
+
+
+# ---- can -----------------------------------------------------------------------------------------
+
+
+def can(arm):
+    """Put the can into the bin on the other side of the wall."""
+    thing = functools.partial(body, arm.env, "Can_main")
+    spread = arm.rng.uniform(-1, 1) * arm.variety * math.pi / 4 if arm.variety else 0
+    yaw = arm.home + spread  # a can is the same from all sides
+    bin_centre = arm.env.target_bin_placements[arm.env.object_id]
+
+    def grasp():
+        return moved(down(thing()[:3, 3], yaw), 0, 0, 0.01)
+
+    yield from travel(arm, moved(grasp(), 0, 0, 0.12), 0.03, 0.3)
+    yield from goto(arm, grasp, 0.008, 0.1)
+    yield from close(arm, grasp, 10)
+    yield from rise(arm, 0.16)
+    over = down([*bin_centre[:2], arm.hand()[2, 3]], yaw)
+    over = moved(
+        over, -0.05, -0.06, 0
+    )  # nearer to the robot: the centre is at the end of its reach
+    yield from travel(arm, over, 0.02)
+    yield from goto(arm, pose([*over[:2, 3], 0.90], over[:3, :3]), 0.02)
+    yield from release(arm, 6)
+    yield from rise(arm, 0.12)
+
+
+# ---- square --------------------------------------------------------------------------------------
+
+HANDLE = 0.054  # metres from the nut's centre, along its x axis
+
+
+def nut_yaw(yaw):
+    """The yaw for the nut on the peg: the nearest quarter turn whose handle the arm can reach.
+
+    On the far side of the peg, at yaw 0, it cannot.
+    """
+    options = [fold(turn, 2 * math.pi, yaw) for turn in (math.pi / 2, math.pi, -math.pi / 2)]
+    return min(options, key=lambda turn: abs(turn - yaw))
+
+
+def square(arm):
+    """Put the square nut on the square peg."""
+    env = arm.env
+    nut = functools.partial(body, env, "SquareNut_main")
+    peg = body(env, "peg1")[:3, 3]
+    yield from hold(arm, arm.hand(), 10)  # the nut drops onto the table
+    across = yaw_of(nut()) + math.pi / 2  # the fingers close on the handle's sides
+    yaw = grip_yaw(arm, across, math.pi)
+
+    def grasp():
+        return down((nut() @ [HANDLE, 0, 0, 1])[:3], yaw)
+
+    yield from travel(arm, moved(grasp(), 0, 0, 0.10), 0.03, 0.3)
+    yield from goto(arm, grasp, 0.008, 0.06)
+    yield from close(arm, grasp, 10)
+    yield from rise(arm, 0.15)
+    on_peg = about_z(nut_yaw(yaw_of(nut())))
+
+    def at_height(z):
+        return carried(arm, nut, pose([*peg[:2], z], on_peg))
+
+    yield from travel(arm, at_height(0.99), 0.02, 0.15)
+    yield from goto(arm, at_height(0.97), 0.005, 0.05)
+    yield from goto(arm, at_height(0.85), 0.01, 0.2, most=25)
+    yield from release(arm, 4)
+    yield from rise(arm, 0.12)
+
+
+# ---- tool-hang -----------------------------------------------------------------------------------
+
+GRIP = np.array([0.04375, 0, 0.0525])  # points of the frame, in its own axes, in metres
+TIP = np.array([0.04375, 0, -0.13445])
+HOOK = np.array([-0.04375, 0, 0.102])  # the top of the upright end
+HOLE = np.array([0, 0.045, 0.08])  # the socket's centre from the stand's
+IN_SOCKET = 0.816  # the height of the tip when the frame stands
+# The axes of the hand that grasps the frame, as columns in the frame's axes.
+ALONG_FRAME = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
+UPRIGHT = about_z(math.pi / 2)  # the frame in the socket: its hook points to -y
+# Where the ring is as it slides round the hook's corner: the tool's pitch in degrees, and x and z in
+# the frame's axes.
+SWING = np.array([[30, -0.047, 0.088], [64, -0.041, 0.0828], [90, -0.0352, 0.0804]])
+
+
+def point(T, p):
+    """A point (3,) in the axes of the pose T -> in the world's."""
+    return T[:3, :3] @ p + T[:3, 3]
+
+
+def with_point_at(R, p, where):
+    """The pose with rotation R whose point p (3,), in its own axes, is at `where` (3,)."""
+    return pose(where - R @ p, R)
+
+
+def back(T, distance):
+    """The hand's pose T drawn back along the direction in which it points."""
+    return moved(T, *(-distance * T[:3, 2]))
+
+
+def grasp_frame(arm, frame):
+    """Take the frame by its grip and lift it."""
+
+    def grasp():
+        return pose(point(frame(), GRIP), frame()[:3, :3] @ ALONG_FRAME)
+
+    yield from travel(arm, back(grasp(), 0.10), 0.015, 0.08)
+    yield from goto(arm, grasp, 0.005, 0.04, dwell=3, vmax=0.5)
+    yield from close(arm, grasp, 10)
+    yield from rise(arm, 0.25)
+
+
+def insert_frame(arm, frame, hole):
+    """Stand the frame in the stand's socket, with up to four more tries if it jams."""
+
+    def tip_at(height):
+        return carried(arm, frame, with_point_at(UPRIGHT, TIP, hole + height * UP))
+
+    def tip():
+        return point(frame(), TIP)
+
+    def aligned():
+        turn = np.linalg.norm(rotvec(UPRIGHT @ frame()[:3, :3].T))
+        return np.linalg.norm((tip() - hole)[:2]) < 0.002 and turn < 0.02
+
+    def lower():
+        return now(tip_at(max(tip()[2] - 0.02, 0.805) - hole[2]))
+
+    exact = {"kpos": 30, "krot": 4}
+    yield from travel(arm, tip_at(0.05), 0.02, 0.15, wmax=0.6, most=150)
+    for _ in range(5):
+        yield from goto(arm, tip_at(0.015), 0, dwell=2, most=100, until=aligned, **exact)
+        yield from goto(arm, lower, 0, most=50, until=lambda: tip()[2] < IN_SOCKET, **exact)
+        if tip()[2] < IN_SOCKET:
+            break
+        yield from rise(arm, 0.16)
+    yield from hold(arm, lambda: now(tip_at(tip()[2] - 0.005 - hole[2])), 3)
+
+
+def leave_frame(arm):
+    """Let the frame go and bring the hand above the tool, pointing down."""
+    yield from release(arm, 8)
+    # Farther back, or turning down early, would stretch the elbow, which OSC never recovers from.
+    yield from goto(arm, back(arm.hand(), 0.045), 0.022, kpos=30)
+    hand = arm.hand()
+    yield from travel(arm, pose([*hand[:2, 3], 1.12], hand[:3, :3]), 0.05, most=25)
+    yield from travel(arm, pose([-0.12, 0, 1.20], hand[:3, :3]), 0.04)
+    yield from travel(arm, down([-0.05, -0.17, 1.12], arm.home), 0.04, 0.3)
+
+
+def grasp_tool(arm, tool):
+    """Take the tool by its middle, the fingers across it, and lift it."""
+    across = yaw_of(tool()) + math.pi / 2
+    yaw = fold(across, math.pi, arm.home)
+
+    def grasp():
+        return down(tool()[:3, 3], yaw)
+
+    yield from travel(arm, moved(grasp(), 0, 0, 0.10), 0.02, 0.2)
+    yield from goto(arm, grasp, 0.006, 0.05, dwell=2, vmax=0.5)
+    yield from close(arm, grasp, 10)
+    yield from rise(arm, 0.20)
+
+
+def hang_tool(arm, frame, tool):
+    """Put the tool's ring over the hook, and swing the tool so that the ring slides along it."""
+    out = -frame()[:3, 0] * [1, 1, 0]  # horizontal, in the hook's direction, away from the frame
+    out /= np.linalg.norm(out)
+    ring = body(arm.env, "tool_hole1_root")
+    ring = np.linalg.inv(tool())[:3] @ ring[:, 3]  # in the tool's axes
+
+    def ring_at(where, pitch):
+        """The tool pitched down by that many degrees, its handle outward, the ring at `where`."""
+        c = math.cos(math.radians(pitch))
+        s = math.sin(math.radians(pitch))
+        x = c * out - s * UP
+        z = s * out + c * UP
+        R = np.column_stack([x, np.cross(z, x), z])
+        return with_point_at(R, ring, where)
+
+    def over_hook(height, inward):
+        def target():
+            top = point(frame(), HOOK) + height * UP - inward * out
+            return now(carried(arm, tool, ring_at(top, 20)))
+
+        return target
+
+    yield from travel(arm, over_hook(0.10, 0), 0.012, 0.1, wmax=0.6)
+    yield from goto(arm, over_hook(0.02, 0.001), 0.004, 0.04, dwell=2, kpos=30)
+    yield from goto(arm, over_hook(-0.010, 0.002), 0.004, 0.1, most=25, vmax=0.4)
+    still = frame()  # it turns a little in the socket: following it would turn it farther
+    for pitch in [*np.linspace(20, 60, 30), *[60] * 8]:
+        x = np.interp(pitch, SWING[:, 0], SWING[:, 1])
+        z = np.interp(pitch, SWING[:, 0], SWING[:, 2])
+        where = ring_at(point(still, np.array([x, 0, z])), pitch)
+        yield from hold(arm, carried(arm, tool, where), 1, kpos=30, krot=4)
+    yield from release(arm, 10)
+    yield from goto(arm, back(arm.hand(), 0.12), 0.02)
+
+
+def tool_hang(arm):
+    """Stand the frame in its socket, then hang the tool on the frame's hook."""
+    frame = functools.partial(body, arm.env, "frame_root")
+    tool = functools.partial(body, arm.env, "tool_root")
+    yield from hold(arm, arm.hand(), 10)  # the objects settle
+    hole = body(arm.env, "stand_root")[:3, 3] + HOLE
+    yield from grasp_frame(arm, frame)
+    yield from insert_frame(arm, frame, hole)
+    yield from leave_frame(arm)
+    yield from grasp_tool(arm, tool)
+    yield from hang_tool(arm, frame, tool)
+
+
+# ---- a demonstration -----------------------------------------------------------------------------
+
+SCRIPTS = {
+    "lift": [lift],
+    "can": [can],
+    "square": [square],
+    "tool-hang": [tool_hang],
+}  # task -> the script of each arm
+HORIZON = {"lift": 400, "can": 400, "square": 400, "transport": 700, "tool-hang": 700}
+AFTER = {}  # steps that are kept after the first success
+
+
+@functools.lru_cache(1)
+def simulator(name):
+    """The task's simulator with delta actions, made once a process."""
+    return make_raw(name)
+
+
+def commands(arms, scripts):
+    """The delta action (7 an arm) of this step: what the scripts say, with noise on travels."""
+    parts = []
+    for arm, script in zip(arms, scripts):
+        delta, noisy = next(script, (np.zeros(6), False))
+        if noisy and arm.variety:
+            delta = arm.shaken(delta)
+        parts += [np.clip(delta, -1, 1), [arm.gripper]]
+    return np.concatenate(parts)
+
+
+def demonstration(name, seed, variety=0.0, noise_seed=0):
+    """One episode of a task's expert from a start seed; None if it did not succeed.
+
+    Returns robosuite's observations by their names, "action" (L, 10 an arm: the controller's goal
+    as position, rot6d and gripper), "delta" (L, 7 an arm), "states" (L, flattened), all as they
+    were before each step, and "success" (L,) after it. It ends AFTER steps past the first success.
+    variety in [0, 1]; 0 repeats the same episode. noise_seed: another one varies otherwise.
+    """
+    env = simulator(name)
+    np.random.seed(seed)
+    seen = env.reset()
+    rng = np.random.default_rng([seed, noise_seed])
+    arms = [Arm(env, i, rng, variety) for i in range(len(env.robots))]
+    if len(arms) == 1:
+        scripts = [SCRIPTS[name][0](arms[0])]
+    else:
+        told = set()  # what the arms tell each other
+        scripts = [script(arm, told) for script, arm in zip(SCRIPTS[name], arms)]
+    steps = []
+    left = AFTER.get(name, 0)
+    success = False
+    while len(steps) < HORIZON[name] and not (success and left < 0):
+        state = env.sim.get_state().flatten()
+        delta = commands(arms, scripts)
+        after, reward, _, _ = env.step(delta)
+        goal = np.concatenate([arm.goal() for arm in arms])
+        record = {"action": goal, "delta": delta, "states": state, "success": reward > 0}
+        steps.append({**seen, **record})
+        success = success or reward > 0
+        left -= success
+        seen = after
+    if not success:
+        return None
+    return {key: np.stack([step[key] for step in steps]) for key in steps[0]}
