@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from task_robomimic import make_raw
+from robosuite_env import make_raw
 
 OPEN = -1.0  # commands of the gripper
 CLOSED = 1.0

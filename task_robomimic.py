@@ -48,6 +48,7 @@ from task import Lazy, Task, observation_space
 PROPRIO = 9  # numbers of an arm: eef_pos 3, eef_quat 4, gripper_qpos 2
 FILM = 256  # pixels of a video's side
 PARTS = ("eef_pos", "eef_quat", "gripper_qpos")
+POSES = ("can", "square", "tool-hang")  # scenes that tell each object by two poses, 14 numbers
 
 
 def named(name):
@@ -73,8 +74,9 @@ class RoboMimic(gym.Env):
 
     reset(seed=s) gives the same start, to the bit, in every process; so does
     reset(options={"state": v}) for a recorded state v, which info["state"] tells: time, positions
-    and velocities. Observations depend on the positions alone. robosuite's own are of a simulator's
-    step (2 ms) before: a recorded state would give other numbers than it gave in the episode.
+    and velocities. Observations depend on the positions alone, and are the same in an episode and
+    of its recorded states. robosuite's own are of a simulator's step (2 ms) before, and what the
+    hand sees of an object that of a control step before.
     """
 
     render_mode = "rgb_array"
@@ -133,8 +135,12 @@ class RoboMimic(gym.Env):
         import mujoco
 
         mujoco.mj_fwdPosition(self.raw.sim.model._model, self.raw.sim.data._data)
-        seen = self.raw._get_observations(force_update=True)
-        return {name: np.atleast_1d(seen[name]) for name in self.wanted}
+        told = self.raw._get_observations(force_update=True)
+        seen = {name: told[name] for name in self.wanted}
+        hand = [seen["robot0_eef_pos"][None], seen["robot0_eef_quat"][None]]
+        scene = scene_of(self.task.name)
+        seen["object-state"] = seen_from_hand(scene, seen["object-state"][None], *hand)[0]
+        return seen
 
     def observe(self):
         """The observation; pictures are `Lazy`, drawn where they are looked at."""
@@ -221,37 +227,54 @@ def numbers_of(scene, arrays):
         return replayed(scene, arrays["states"])
     found = {name: arrays[name] for name in proprio_names(scene)}
     if "object" in arrays:
-        made = objects(scene, arrays["object"], arrays["robot0_eef_pos"])
-        found = {"object-state": made, **found}
+        hand = [arrays["robot0_eef_pos"], arrays["robot0_eef_quat"]]
+        recorded = arrays["object"]
+        if scene in POSES:
+            recorded = reordered(recorded, hand[0])
+        found = {"object-state": seen_from_hand(scene, recorded, *hand), **found}
     return found
 
 
-def objects(scene, recorded, hand):
-    """The objects' state (N, S) as robosuite 1.5 tells it, from 1.5 or an older one.
+def reordered(recorded, hand):
+    """Objects' poses (N, 14 an object), from robosuite 1.4 or 1.5, in the order of 1.5.
 
-    hand (N, 3): where the first hand is. Older ones tell an object's pose before, and not after,
-    its pose in the hand's frame (can, square, tool-hang), and the way from the cube to the hand,
-    not to the cube (lift).
+    That is an object's pose in the hand's frame, and then its pose; 1.4 has them the other way
+    round. They are told apart by the distance of the hand, hand (N, 3), which both must agree on.
     """
     made = recorded.copy()
-    if scene == "lift":
-        made[:, 7:10] = made[:, :3] - hand
-    if scene in ("can", "square", "tool-hang"):
-        for first in range(0, made.shape[1] - 13, 14):
-            a = made[:, first : first + 7].copy()
-            b = made[:, first + 7 : first + 14].copy()
-            if apart(a, b, hand) < apart(b, a, hand):
-                made[:, first : first + 14] = np.concatenate([b, a], 1)
+    for first in range(0, recorded.shape[1] - 13, 14):
+        near = recorded[:, first : first + 7]
+        pose = recorded[:, first + 7 : first + 14]
+        if apart(near, pose, hand) < apart(pose, near, hand):
+            made[:, first : first + 14] = np.concatenate([pose, near], 1)
     return made
 
 
-def apart(pose, seen, hand):
-    """How far a pose (N, 7) is from being that of what a hand (N, 3) sees at `seen` (N, 7).
-
-    The distance from the hand must be the same.
-    """
+def apart(pose, near, hand):
+    """How far a pose (N, 7) is, in metres, from what a hand (N, 3) sees as `near` (N, 7)."""
     far = np.linalg.norm(pose[:, :3] - hand, axis=1)
-    return np.abs(far - np.linalg.norm(seen[:, :3], axis=1)).mean()
+    return np.abs(far - np.linalg.norm(near[:, :3], axis=1)).mean()
+
+
+def seen_from_hand(scene, objects, hand, quat):
+    """The objects' state (N, S) with what is relative to the hand computed anew from what is not.
+
+    hand (N, 3), quat (N, 4, x y z w): the first hand's. robosuite 1.5 computes it from the hand as
+    it is and the object as it was an observation before; 1.4 tells the cube's in the other sense.
+    """
+    from scipy.spatial.transform import Rotation
+
+    made = objects.copy()
+    if scene == "lift":
+        made[:, 7:10] = objects[:, :3] - hand
+    if scene in POSES:
+        frame = Rotation.from_quat(quat).inv()
+        for first in range(0, objects.shape[1] - 13, 14):
+            pose = objects[:, first + 7 : first + 14]
+            made[:, first : first + 3] = frame.apply(pose[:, :3] - hand)
+            turn = frame * Rotation.from_quat(pose[:, 3:])
+            made[:, first + 3 : first + 7] = turn.as_quat(canonical=True)
+    return made
 
 
 def observations(name, arrays):
