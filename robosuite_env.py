@@ -31,6 +31,7 @@ class Scene:
 
     env: str  # the environment's name in robosuite
     n_object: int  # how many numbers the objects' state has
+    quaternions: tuple  # where in them quaternions begin
     steps: int  # control steps of an episode, 20 a second
     cameras: tuple = ("agentview", "robot0_eye_in_hand")  # of Diffusion Policy's image tasks
     side: int = 84  # pixels of a picture's side
@@ -39,12 +40,13 @@ class Scene:
 
 
 SCENES = {
-    "lift": Scene("Lift", n_object=10, steps=400),
-    "can": Scene("PickPlaceCan", n_object=14, steps=400),
-    "square": Scene("NutAssemblySquare", n_object=14, steps=400),
+    "lift": Scene("Lift", n_object=10, quaternions=(3,), steps=400),
+    "can": Scene("PickPlaceCan", n_object=14, quaternions=(3, 10), steps=400),
+    "square": Scene("NutAssemblySquare", n_object=14, quaternions=(3, 10), steps=400),
     "transport": Scene(
         "TwoArmTransport",
         n_object=41,
+        quaternions=(3, 10, 17),
         steps=700,
         cameras=("shouldercamera0", "robot0_eye_in_hand", "shouldercamera1", "robot1_eye_in_hand"),
         arms=2,
@@ -52,6 +54,7 @@ SCENES = {
     "tool-hang": Scene(
         "ToolHang",
         n_object=44,
+        quaternions=(3, 10, 17, 24, 31, 38),
         steps=700,
         cameras=("sideview", "robot0_eye_in_hand"),
         side=240,

@@ -103,6 +103,8 @@ class Task:
     draw: Callable = None  # (figure, episodes): a picture of the demonstrations
 
     # What the trainers take where a flag is not given, and what the paper reports.
+    limits: dict = field(default_factory=dict)  # "action" or an observation -> (lo (D,), hi (D,)),
+    #                                             mapped to -1 and 1; NaN: the data's own range
     stage1: dict = field(default_factory=dict)  # flags of dbp_train.py that have no fixed default
     stage2: dict = field(default_factory=dict)  # flags of dbpo_ppo.py; PPO_DEFAULTS are added
     paper: dict = field(default_factory=dict)  # method -> the paper's figure

@@ -432,6 +432,25 @@ PAPER = {"DBP": 0.92, "Diffusion Policy": 0.80}  # the means of the five tasks i
 PAPER_IMAGE = {"DBP": 0.87, "Diffusion Policy": 0.91}
 
 
+def limits(scene, image, delta):
+    """Task.limits: of rotations, grippers and deltas -1 and 1, as they are; of the rest the data's.
+
+    Stretched to their ranges in the data, the noise of rotations that hardly change would count as
+    much as a motion does. Diffusion Policy leaves them as they are, too.
+    """
+    n = 0 if image else SCENES[scene].n_object
+    arms = SCENES[scene].arms
+    quaternions = () if image else SCENES[scene].quaternions
+    quaternions += tuple(n + PROPRIO * i + 3 for i in range(arms))
+    numbers = np.full(n + PROPRIO * arms, np.nan)
+    for first in quaternions:
+        numbers[first : first + 4] = 1
+    action = np.ones(DELTA * arms)
+    if not delta:
+        action = np.tile([np.nan] * 3 + [1.0] * (ROT6D - 3), arms)
+    return {"proprio" if image else "state": (-numbers, numbers), "action": (-action, action)}
+
+
 def robomimic_task(name, image, delta):
     """A task of a scene, by numbers or from images, with absolute or delta actions."""
     scene = SCENES[name]
@@ -467,6 +486,7 @@ def robomimic_task(name, image, delta):
         url="https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/"
         f"v1.5/{folder}/ph/low_dim_v15.hdf5",
         expert=partial(demonstration, name),
+        limits=limits(name, image, delta),
         stage2={"gamma": 0.999},
         paper=PAPER_IMAGE if image else PAPER,
     )
