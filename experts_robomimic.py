@@ -296,8 +296,8 @@ def square(arm):
     def grasp():
         return down((nut() @ [HANDLE, 0, 0, 1])[:3], yaw)
 
-    yield from travel(arm, moved(grasp(), 0, 0, 0.10), 0.03, 0.3)
-    yield from goto(arm, grasp, 0.008, 0.06)
+    yield from travel(arm, moved(grasp(), 0, 0, 0.10), 0.015, 0.08)
+    yield from goto(arm, grasp, 0.008, 0.06, vmax=0.8)
     yield from close(arm, grasp, 10)
     yield from rise(arm, 0.15)
     on_peg = about_z(nut_yaw(yaw_of(nut())))
@@ -322,8 +322,8 @@ IN_SOCKET = 0.816  # the height of the tip when the frame stands
 # The axes of the hand that grasps the frame, as columns in the frame's axes.
 ALONG_FRAME = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
 UPRIGHT = about_z(math.pi / 2)  # the frame in the socket: its hook points to -y
-# Where the ring is as it slides round the hook's corner: the tool's pitch in degrees, and x and z in
-# the frame's axes.
+# Where the ring is as it slides round the hook's corner: the tool's pitch in degrees, and x and z
+# in the frame's axes.
 SWING = np.array([[30, -0.047, 0.088], [64, -0.041, 0.0828], [90, -0.0352, 0.0804]])
 
 
@@ -385,7 +385,7 @@ def leave_frame(arm):
     """Let the frame go and bring the hand above the tool, pointing down."""
     yield from release(arm, 8)
     # Farther back, or turning down early, would stretch the elbow, which OSC never recovers from.
-    yield from goto(arm, back(arm.hand(), 0.045), 0.022, kpos=30)
+    yield from goto(arm, back(arm.hand(), 0.045), 0.022, atol=9, kpos=30)
     hand = arm.hand()
     yield from travel(arm, pose([*hand[:2, 3], 1.12], hand[:3, :3]), 0.05, most=25)
     yield from travel(arm, pose([-0.12, 0, 1.20], hand[:3, :3]), 0.04)
