@@ -384,10 +384,11 @@ def insert_frame(arm, frame, hole):
 def leave_frame(arm):
     """Let the frame go and bring the hand above the tool, pointing down."""
     yield from release(arm, 8)
-    # Farther back, or turning down early, would stretch the elbow, which OSC never recovers from.
-    yield from goto(arm, back(arm.hand(), 0.045), 0.022, atol=9, kpos=30)
+    # Slower or farther back, the elbow would stretch, and OSC never recovers from that.
     hand = arm.hand()
-    yield from travel(arm, pose([*hand[:2, 3], 1.12], hand[:3, :3]), 0.05, most=25)
+    yield from goto(arm, back(hand, 0.045), 0.028, atol=9, kpos=30)
+    clear = back(hand, 0.017)
+    yield from travel(arm, pose([*clear[:2, 3], 1.12], hand[:3, :3]), 0.05, most=25)
     yield from travel(arm, pose([-0.12, 0, 1.20], hand[:3, :3]), 0.04)
     yield from travel(arm, down([-0.05, -0.17, 1.12], arm.home), 0.04, 0.3)
 
