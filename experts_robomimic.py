@@ -296,8 +296,8 @@ def square(arm):
     def grasp():
         return down((nut() @ [HANDLE, 0, 0, 1])[:3], yaw)
 
-    yield from travel(arm, moved(grasp(), 0, 0, 0.10), 0.03, 0.3)
-    yield from goto(arm, grasp, 0.008, 0.06)
+    yield from travel(arm, moved(grasp(), 0, 0, 0.10), 0.015, 0.08)
+    yield from goto(arm, grasp, 0.008, 0.06, vmax=0.8)
     yield from close(arm, grasp, 10)
     yield from rise(arm, 0.15)
     on_peg = about_z(nut_yaw(yaw_of(nut())))
@@ -322,8 +322,8 @@ IN_SOCKET = 0.816  # the height of the tip when the frame stands
 # The axes of the hand that grasps the frame, as columns in the frame's axes.
 ALONG_FRAME = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
 UPRIGHT = about_z(math.pi / 2)  # the frame in the socket: its hook points to -y
-# Where the ring is as it slides round the hook's corner: the tool's pitch in degrees, and x and z in
-# the frame's axes.
+# Where the ring is as it slides round the hook's corner: the tool's pitch in degrees, and x and z
+# in the frame's axes.
 SWING = np.array([[30, -0.047, 0.088], [64, -0.041, 0.0828], [90, -0.0352, 0.0804]])
 
 
@@ -384,10 +384,11 @@ def insert_frame(arm, frame, hole):
 def leave_frame(arm):
     """Let the frame go and bring the hand above the tool, pointing down."""
     yield from release(arm, 8)
-    # Farther back, or turning down early, would stretch the elbow, which OSC never recovers from.
-    yield from goto(arm, back(arm.hand(), 0.045), 0.022, kpos=30)
+    # Slower or farther back, the elbow would stretch, and OSC never recovers from that.
     hand = arm.hand()
-    yield from travel(arm, pose([*hand[:2, 3], 1.12], hand[:3, :3]), 0.05, most=25)
+    yield from goto(arm, back(hand, 0.045), 0.028, atol=9, kpos=30)
+    clear = back(hand, 0.017)
+    yield from travel(arm, pose([*clear[:2, 3], 1.12], hand[:3, :3]), 0.05, most=25)
     yield from travel(arm, pose([-0.12, 0, 1.20], hand[:3, :3]), 0.04)
     yield from travel(arm, down([-0.05, -0.17, 1.12], arm.home), 0.04, 0.3)
 
@@ -455,16 +456,158 @@ def tool_hang(arm):
     yield from hang_tool(arm, frame, tool)
 
 
+# ---- transport -----------------------------------------------------------------------------------
+
+ACROSS = 0.0  # yaw of hands whose fingers open along the world's x
+OUTER = 0.07  # metres from the hammer's centre to a grip on its handle,
+BY_HEAD = 0.058  # and on the half that has the head
+
+
+def wait(arm, target, told, word):
+    """Stay at a target until the other arm has said the word."""
+    while word not in told:
+        yield from hold(arm, target, 1)
+
+
+def hammer_axis(T):
+    """The direction (3,) of the hammer's handle towards +y, and whether its head is there."""
+    z = T[:3, 2]
+    return (z, True) if z[1] > 0 else (-z, False)
+
+
+def hammer_grip(arm, T, side):
+    """The pose of a hand on the hammer T: on its half towards +y (side 1) or -y (side -1)."""
+    axis, head = hammer_axis(T)
+    off = BY_HEAD if head == (side > 0) else OUTER
+    across = math.atan2(axis[1], axis[0]) + math.pi / 2
+    return down(T[:3, 3] + side * off * axis, fold(across, math.pi, arm.home))
+
+
+def pick(arm, thing, grasp, above, after, **how):
+    """Grasp a thing and lift it, with up to three more tries if it stays behind. Exact."""
+    for _ in range(4):
+        yield from travel(arm, moved(grasp(), 0, 0, above), 0.02, 0.1)
+        yield from goto(arm, grasp, 0.008, 0.06, vmax=0.6, **how)
+        yield from close(arm, grasp, 8)
+        yield from travel(arm, after(), 0.03)
+        if thing()[2, 3] > 0.93:
+            return
+        arm.gripper = OPEN
+
+
+def take_lid_off(arm):
+    """Put the lid of the bin with the hammer on the table."""
+    handle = arm.env.transport.lid_handle_pos
+    yaw = fold(ACROSS, math.pi, arm.home)
+    yield from travel(arm, down(handle + 0.08 * UP, yaw), 0.015, 0.08)
+    yield from goto(arm, down(handle, yaw), 0.008, 0.05, dwell=2, vmax=0.6)
+    yield from close(arm, down(handle, yaw), 8)
+    yield from rise(arm, 0.10, 0.02)
+    aside = arm.hand()[:3, 3] * [0, 1, 1] + [-0.2, 0, 0]
+    yield from travel(arm, down(aside, yaw), 0.02)
+    yield from goto(arm, down([*aside[:2], 0.83], yaw), 0.012, vmax=0.8)
+    yield from release(arm, 6)
+    yield from rise(arm, 0.20, 0.04)
+
+
+def giver(arm, told):
+    """Transport's first arm: open the bin, take the hammer out and hand it over."""
+    hammer = functools.partial(body, arm.env, "payload_root")
+    yaw = fold(ACROSS, math.pi, arm.home)
+
+    def grasp():
+        return hammer_grip(arm, hammer(), -1)
+
+    def lifted():
+        return down(arm.hand()[:3, 3] + 0.24 * UP, yaw)
+
+    def at_meeting():
+        middle = np.array([0, 0, 1.05])  # of the hammer, wherever the hand holds it
+        return down(middle + arm.hand()[:3, 3] - hammer()[:3, 3], yaw)
+
+    yield from take_lid_off(arm)
+    yield from pick(arm, hammer, grasp, 0.18, lifted, dwell=3)
+    yield from travel(arm, at_meeting, 0.012, 0.05, dwell=3)
+    told.add("ready")
+    meeting = arm.hand()
+    yield from wait(arm, meeting, told, "held")
+    yield from release(arm, 8)
+    yield from rise(arm, 0.10)
+    told.add("clear")
+    yield from travel(arm, moved(meeting, 0, -0.25, 0.10), 0.03)
+
+
+def throw_cube_away(arm):
+    """Put the cube that is in the target bin into the trash bin."""
+    cube = functools.partial(body, arm.env, "trash_main")
+    bin_at = arm.env.transport.trash_bin_pos
+    yaw = grip_yaw(arm, yaw_of(cube()), math.pi / 2)
+
+    def grasp():
+        return down(cube()[:3, 3], yaw)
+
+    def lifted():
+        return moved(arm.hand(), 0, 0, 0.22)
+
+    yield from pick(arm, cube, grasp, 0.18, lifted, dwell=2)
+    height = arm.hand()[2, 3]
+    yield from travel(arm, down([*bin_at[:2], height], yaw), 0.02)
+    yield from goto(arm, down([*bin_at[:2], 0.90], yaw), 0.02)
+    yield from release(arm, 6)
+    # Aside and not straight up, which would fold the elbow.
+    aside = [bin_at[0] - 0.03, bin_at[1] - 0.06, 1.02]
+    yield from travel(arm, down(aside, yaw), 0.04, most=40)
+
+
+def taker(arm, told):
+    """Transport's second arm: empty the target bin, take the hammer over and put it in."""
+    transport = arm.env.transport
+    hammer = functools.partial(body, arm.env, "payload_root")
+    yaw = fold(ACROSS, math.pi, arm.home)
+
+    def grasp():
+        return hammer_grip(arm, hammer(), 1)
+
+    def over_bin(z):
+        def target():
+            to = (transport.target_bin_pos - hammer()[:3, 3])[:2]
+            return down([*(arm.hand()[:2, 3] + to), z], yaw)
+
+        return target
+
+    def landed():
+        hand = arm.hand()
+        low = hand[2, 3] < 0.865 and transport.payload_in_target_bin
+        return low or is_near(arm, now(over_bin(0.84)), 0.015, 0.1)
+
+    yield from throw_cube_away(arm)
+    aside = down([0, 0.17, 1.15], yaw)
+    yield from travel(arm, aside, 0.03)
+    yield from wait(arm, aside, told, "ready")
+    yield from travel(arm, moved(grasp(), 0, 0, 0.08), 0.012, 0.06)
+    yield from goto(arm, grasp, 0.008, 0.06, dwell=2, vmax=0.6)
+    yield from close(arm, grasp, 8)
+    told.add("held")
+    yield from wait(arm, arm.hand(), told, "clear")  # pulling now would drag the head through
+    yield from travel(arm, moved(arm.hand(), 0, 0.15, 0), 0.03)
+    yield from travel(arm, over_bin(1.10), 0.02)
+    yield from goto(arm, over_bin(0.84), 0.015, most=80, until=landed)
+    yield from hold(arm, arm.hand(), 4)
+    yield from release(arm, 10)
+    yield from rise(arm, 0.15)
+
+
 # ---- a demonstration -----------------------------------------------------------------------------
 
-SCRIPTS = {
+SCRIPTS = {  # task -> the script of each arm
     "lift": [lift],
     "can": [can],
     "square": [square],
+    "transport": [giver, taker],
     "tool-hang": [tool_hang],
-}  # task -> the script of each arm
+}
 HORIZON = {"lift": 400, "can": 400, "square": 400, "transport": 700, "tool-hang": 700}
-AFTER = {}  # steps that are kept after the first success
+AFTER = {"transport": 15}  # steps kept after the first success: the hand that holds opens then
 
 
 @functools.lru_cache(1)
