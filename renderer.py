@@ -8,6 +8,7 @@ much in software and shows little in a small picture:
   multisampling               each pixel is drawn once; `smooth` draws four and takes their mean
   what a camera cannot see    geoms outside the camera's field of view are not handed to OpenGL
   the finest parts of meshes  vertices that lie close together are made one, see `decimate`
+  the finest textures         they take memory, and small pictures never show them, see `shrink`
 
 OpenGL draws into memory, without a display: in software by OSMesa, or on a GPU by EGL, as
 $MUJOCO_GL says (osmesa, egl). Where it says nothing the first that is installed is taken.
@@ -19,6 +20,7 @@ import atexit
 import contextlib
 import copy
 import ctypes.util
+import functools
 import importlib
 import os
 import sys
@@ -40,22 +42,21 @@ CHANGING = ("qpos0", "body_", "jnt_", "geom_", "site_", "cam_", "light_", "mat_"
 # ---- OpenGL --------------------------------------------------------------------------------------
 
 
+@functools.cache  # a process can load only one of the libraries
 def opengl():
-    """MuJoCo's class of OpenGL contexts that draw into memory. Raises BadInput if there is none.
-
-    It goes by $MUJOCO_GL as it is now, whatever it was when mujoco was imported.
-    """
-    # Read by Mesa when it makes its first context. With threads of its own, which a fork does not
-    # copy, a forked process would wait for them for ever.
+    """MuJoCo's class of OpenGL contexts that draw into memory. Raises BadInput if there is none."""
+    # Mesa reads it when it makes its first context. Threads of its own would not live on in a
+    # forked process, which would wait for them for ever.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     if sys.platform != "linux":
         from mujoco import GLContext
 
         return GLContext
-    asked = os.environ.get("MUJOCO_GL", "").lower()
     installed = [name for name, library in LIBRARIES.items() if ctypes.util.find_library(library)]
     if not installed:
         raise BadInput(f"no OpenGL that draws without a display: {CURE}")
+    loaded = os.environ.get("PYOPENGL_PLATFORM")  # set where another part of MuJoCo loaded it
+    asked = loaded or os.environ.get("MUJOCO_GL", "").lower()
     name = asked if asked in installed else installed[0]
     with refusing_opengl(name):
         return importlib.import_module(f"mujoco.{name}").GLContext
@@ -70,20 +71,43 @@ def refusing_opengl(name):
         raise BadInput(f"no OpenGL: {name} is installed but fails ({e}): {CURE}") from e
 
 
-alive = weakref.WeakSet()  # the renderers whose contexts must be freed before OpenGL is closed
+alive = weakref.WeakSet()  # the renderers of this process
+
+
+@functools.cache
+def free_at_exit():
+    """Have all renderers freed before EGL is closed. Call it once EGL has been opened."""
+    atexit.register(free_all)
 
 
 def free_all():
-    """Free all renderers' contexts, at the end of the process."""
+    """Free all renderers."""
     for renderer in list(alive):
-        renderer.free()
+        with contextlib.suppress(Exception):  # another package may have closed EGL already
+            renderer.free()
 
 
-# ---- meshes of fewer faces -----------------------------------------------------------------------
+# ---- the copy of a model that is drawn -----------------------------------------------------------
+
+
+def simplified(model, groups, grid, texture):
+    """A copy of a model that is good for pictures only; see Renderer for the arguments."""
+    import mujoco
+
+    model = copy.copy(model)
+    if grid is not None:
+        is_mesh = model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
+        shown = np.isin(model.geom_group, groups)
+        decimate(model, np.unique(model.geom_dataid[shown & is_mesh]), *grid)
+    if texture is not None:
+        shrink(model, texture)
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    return model
 
 
 def decimate(model, meshes, finest, coarsest, cells=56):
-    """Give meshes of a model, by their ids, fewer faces. The model is then good for pictures only.
+    """Give meshes of a model, by their ids, fewer faces.
 
     A grid is laid over a mesh, and the vertices of a cell become their mean; faces of which no area
     is left are dropped. A cell's side is the mesh's largest extent / cells, but not below `finest`
@@ -127,6 +151,37 @@ def distinct_faces(faces):
     return proper[np.sort(np.unique(turned, axis=0, return_index=True)[1])]
 
 
+def shrink(model, width):
+    """Halve a model's textures until none is wider than `width` pixels.
+
+    Each pixel becomes the mean of k x k. OpenGL itself makes such means for what is far away, so it
+    shows only where a picture has more pixels than the texture.
+    """
+    import mujoco
+
+    for i in range(model.ntex):
+        W, H, channels = (
+            int(a[i]) for a in (model.tex_width, model.tex_height, model.tex_nchannel)
+        )
+        k = 1
+        while W // k > width:
+            k *= 2
+        if k == 1:
+            continue
+        flat = model.tex_type[i] == mujoco.mjtTexture.mjTEXTURE_2D
+        sides = 1 if flat else H // W  # the squares of a cube lie one below the other
+        first = model.tex_adr[i]
+        pixels = model.tex_data[first : first + H * W * channels]
+        pixels = pixels.reshape(sides, H // sides, W, channels)
+        h = H // sides // k
+        w = W // k
+        blocks = pixels[:, : h * k, : w * k].reshape(sides, h, k, w, k, channels)
+        means = blocks.mean((2, 4)).round().astype(np.uint8)
+        model.tex_data[first : first + means.size] = means.ravel()
+        model.tex_width[i] = w
+        model.tex_height[i] = h * sides
+
+
 # ---- pictures ------------------------------------------------------------------------------------
 
 
@@ -139,6 +194,7 @@ class Renderer:
     groups: the groups of geoms that are drawn; of robosuite's (1, 2), as 0 are its collision geoms.
     cull: leave out what a camera cannot see, which changes no pixel.
     grid: (finest, coarsest) of `decimate`, or None for meshes as they are.
+    texture: the width of `shrink`, or None for textures as they are.
     smooth: draw twice the size and take means of 2 x 2 pixels, for smoother edges.
 
     It may be made before or after a fork, and beside others; `free` it when it is no longer needed,
@@ -146,31 +202,31 @@ class Renderer:
     """
 
     def __init__(
-        self, model, cameras, *, groups=GROUPS, cull=True, grid=(0.00125, 0.005), smooth=False
+        self,
+        model,
+        cameras,
+        *,
+        groups=GROUPS,
+        cull=True,
+        grid=(0.00125, 0.005),
+        texture=512,
+        smooth=False,
     ):
         context = opengl()
         import mujoco
 
         self.gl = None  # the OpenGL context, and MuJoCo's part in it
         self.con = None
-        self.model = copy.copy(model)
-        self.data = mujoco.MjData(self.model)
         self.groups = groups
         self.cull = cull
         self.scale = 2 if smooth else 1
         self.sizes = {name: tuple(np.broadcast_to(size, 2)) for name, size in cameras.items()}
         self.ids = {name: camera_id(model, name) for name in cameras}
-
-        shown = np.isin(model.geom_group, groups)
-        if grid is not None:
-            is_mesh = model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
-            decimate(self.model, np.unique(model.geom_dataid[shown & is_mesh]), *grid)
-        quality = self.model.vis.quality
-        quality.offsamples = 0
-        quality.shadowsize = 0
+        self.model = simplified(model, groups, grid, texture)
         height, width = np.max(list(self.sizes.values()), axis=0) * self.scale
         self.model.vis.global_.offheight = height
         self.model.vis.global_.offwidth = width
+        self.data = mujoco.MjData(self.model)
 
         self.option = mujoco.MjvOption()
         self.option.geomgroup[:] = 0
@@ -186,9 +242,8 @@ class Renderer:
             self.gl = context(width, height)
             self.gl.make_current()
         self.con = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        if not alive:
-            atexit.register(free_all)
         alive.add(self)
+        free_at_exit()
 
     def update(self, model, data=None):
         """Take over what a simulator has changed in its model: places, sizes, colours.

@@ -16,7 +16,7 @@ from conftest import ROOT
 FLOORS = (
     ("startup",),
     ("drift", "unet", "pointcloud", "commands"),
-    ("files", "ranks", "vision"),
+    ("files", "ranks", "vision", "renderer"),
     ("encoders", "pictures", "hdf5"),
     ("robomimic", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
