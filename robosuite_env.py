@@ -18,7 +18,8 @@ import numpy as np
 
 from task import not_importable
 
-PACKAGES = "--no-deps robosuite==1.5.1 numba termcolor"  # what pip installs for it
+# What pip installs for it. More of what robosuite asks for is not needed.
+PACKAGES = "numba termcolor && pip install --no-deps robosuite==1.5.1"
 DELTA = 7  # numbers of an arm's action by its form
 AXIS_ANGLE = 7
 ROT6D = 10
