@@ -148,7 +148,7 @@ class RoboMimic(gym.Env):
         if "state" in self.task.obs:
             return {"state": numbers}
         qpos = self.raw.sim.data.qpos.copy()
-        seen = {camera: Lazy(self.renderer.draw, qpos, camera) for camera in self.scene.cameras}
+        seen = {camera: Lazy(self.draw, qpos, camera) for camera in self.scene.cameras}
         return {**seen, "proprio": numbers[self.scene.n_object :]}
 
     @functools.cached_property
@@ -160,6 +160,10 @@ class RoboMimic(gym.Env):
     def film(self):
         """What draws the frames of a video."""
         return self.make_renderer(self.scene.cameras[:1], FILM)
+
+    def draw(self, qpos, camera):
+        """What one of the task's cameras sees at positions qpos (nq,)."""
+        return self.renderer.draw(qpos, camera)
 
     def make_renderer(self, cameras, side):
         """A renderer of the simulator's visible geoms."""
@@ -174,9 +178,11 @@ class RoboMimic(gym.Env):
 
 
 @functools.lru_cache(1)
-def replayer(scene):
+def replayer(name):
     """A simulator that recorded states are put into."""
-    return RoboMimic(scene)
+    env = RoboMimic(name)
+    env.reset(seed=0)  # robosuite hides its marks then, which pictures would show
+    return env
 
 
 def replayed(scene, states):
@@ -370,7 +376,7 @@ def render(name, arrays, path):
 def pictures_of(env, qpos, camera, n=64):
     """A camera's pictures at positions (N, nq), n at a time: (n, H, W, 3) uint8."""
     for first in range(0, len(qpos), n):
-        yield np.stack([env.renderer.draw(q, camera) for q in qpos[first : first + n]])
+        yield np.stack([env.draw(q, camera) for q in qpos[first : first + n]])
 
 
 def check_recorded(scene, path):
