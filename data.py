@@ -77,6 +77,8 @@ def load(task, path=None, episodes=None, max_gb=MAX_GB):
     max_gb GB.
     """
     path = find(task, path)
+    if task.check:
+        task.check(path)
     loaded = assemble(read(path, arrays_of(task), max_gb), task, path)
     index = (len(loaded.action), task.T_p)  # of Windows
     check_size({"windows": (index, np.dtype(np.int64))}, path, max_gb)
@@ -211,8 +213,6 @@ def check_origin(task, path):
     Walker2d and HalfCheetah have the same sizes. The version after the dash may differ: v2 and v5
     are one robot.
     """
-    if task.check:
-        task.check(path)
     made_in = minari_env(path)
     if task.env_id and made_in and made_in.split("-")[0] != task.env_id.split("-")[0]:
         raise BadInput(f"{path} was recorded in {brief(made_in)}: it is not {task.name} data")
