@@ -99,6 +99,7 @@ class Task:
     minari: str = None  # the data set's name in Minari, for `python data.py download`
     env_id: str = None  # the gymnasium id that Minari's data says it was recorded in
     expert: Callable = None  # (env, i, states) -> one demonstration's arrays, or None if it failed
+    varies: bool = False  # whether `expert` also takes variety=, from 0 to 1
     count_states: Callable = None  # states or None -> (path, recorded episodes), if it replays them
     draw: Callable = None  # (figure, episodes): a picture of the demonstrations
 

@@ -198,11 +198,11 @@ def replayed(scene, states):
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def demonstration(scene, env, seed, states=None):
+def demonstration(scene, env, seed, states=None, variety=0.0):
     """One demonstration of a scene's scripted expert, or None if it failed."""
-    from experts_robomimic import demonstration
+    from experts_robomimic import demonstration as scripted
 
-    made = demonstration(scene, seed)
+    made = scripted(scene, seed, variety)
     if made is None:
         return None
     numbers = replayed(scene, made["states"])
@@ -492,6 +492,7 @@ def robomimic_task(name, image, delta):
         url="https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/"
         f"v1.5/{folder}/ph/low_dim_v15.hdf5",
         expert=partial(demonstration, name),
+        varies=True,
         limits=limits(name, image, delta),
         stage2={"gamma": 0.999},
         paper=PAPER_IMAGE if image else PAPER,
