@@ -7,7 +7,7 @@ the gripper. Poses are 4 x 4 matrices in the world's frame, in metres. A target 
 function that gives the pose as things stand now.
 
 The experts drive delta OSC_POSE. What is recorded as the action is the goal that the controller
-made of each delta, so that policies drive an absolute controller (task_robomimic.py).
+made of each delta, so that policies drive an absolute controller (robosuite_env.py).
 
 `variety` makes the demonstrations of a start many-valued, as those of people are: travels take
 detours and their own speed, with correlated noise, and some grasps come from the other side. What
@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from robosuite_env import make_raw
+from robosuite_env import SCENES, make_raw
 
 OPEN = -1.0  # commands of the gripper
 CLOSED = 1.0
@@ -178,17 +178,20 @@ def goto(arm, target, tol, atol=0.1, *, dwell=0, most=120, until=None, noisy=Fal
 def travel(arm, target, tol, atol=0.1, **how):
     """Move to a target through free space: goto() with the arm's variety."""
     if arm.variety:
-        how = {"vmax": 1.0, **how}
-        how["vmax"] *= 1 - 0.5 * arm.variety * arm.rng.random()
-        start = arm.hand()
-        end = now(target)
-        if np.linalg.norm(end[:3, 3] - start[:3, 3]) > 0.12 and arm.rng.random() < 0.5:
-            middle = (start[:3, 3] + end[:3, 3]) / 2
-            aside = arm.rng.normal(size=3) * DETOUR * arm.variety
-            aside[2] = abs(aside[2])  # upward, away from what stands on the table
-            via = pose(middle + aside, end[:3, :3])
-            yield from goto(arm, via, tol=0.05, atol=9, most=40, noisy=True, **how)
+        how = {"vmax": 1 - 0.5 * arm.variety * arm.rng.random(), **how}
+        yield from detour(arm, now(target), how)
     yield from goto(arm, target, tol, atol, noisy=True, **how)
+
+
+def detour(arm, end, how):
+    """On every other long way, pass beside its middle or above; the hand turns as at its end."""
+    middle = (arm.hand()[:3, 3] + end[:3, 3]) / 2
+    far = np.linalg.norm(middle - end[:3, 3]) > 0.06
+    if far and arm.rng.random() < 0.5:
+        aside = arm.rng.normal(size=3) * DETOUR * arm.variety
+        aside[2] = abs(aside[2])  # upward, away from what stands on the table
+        how = {**how, "most": 40}
+        yield from goto(arm, pose(middle + aside, end[:3, :3]), 0.05, 9, noisy=True, **how)
 
 
 def hold(arm, target, steps, **gains):
@@ -229,7 +232,7 @@ def carried(arm, see, desired):
 # ---- lift ----------------------------------------------------------------------------------------
 
 
-def lift(arm):
+def lift(arm, told):
     """Grasp the cube on the table and lift it."""
     cube = functools.partial(body, arm.env, "cube_main")
     yaw = grip_yaw(arm, yaw_of(cube()), math.pi / 2)
@@ -246,7 +249,7 @@ def lift(arm):
 # ---- can -----------------------------------------------------------------------------------------
 
 
-def can(arm):
+def can(arm, told):
     """Put the can into the bin on the other side of the wall."""
     thing = functools.partial(body, arm.env, "Can_main")
     spread = arm.rng.uniform(-1, 1) * arm.variety * math.pi / 4 if arm.variety else 0
@@ -272,7 +275,7 @@ def can(arm):
 
 # ---- square --------------------------------------------------------------------------------------
 
-HANDLE = 0.054  # metres from the nut's centre, along its x axis
+HANDLE = 0.06  # metres from the nut's centre along its x axis: nearer, a finger lands on the nut
 
 
 def nut_yaw(yaw):
@@ -284,7 +287,7 @@ def nut_yaw(yaw):
     return min(options, key=lambda turn: abs(turn - yaw))
 
 
-def square(arm):
+def square(arm, told):
     """Put the square nut on the square peg."""
     env = arm.env
     nut = functools.partial(body, env, "SquareNut_main")
@@ -443,7 +446,7 @@ def hang_tool(arm, frame, tool):
     yield from goto(arm, back(arm.hand(), 0.12), 0.02)
 
 
-def tool_hang(arm):
+def tool_hang(arm, told):
     """Stand the frame in its socket, then hang the tool on the frame's hook."""
     frame = functools.partial(body, arm.env, "frame_root")
     tool = functools.partial(body, arm.env, "tool_root")
@@ -606,7 +609,6 @@ SCRIPTS = {  # task -> the script of each arm
     "transport": [giver, taker],
     "tool-hang": [tool_hang],
 }
-HORIZON = {"lift": 400, "can": 400, "square": 400, "transport": 700, "tool-hang": 700}
 AFTER = {"transport": 15}  # steps kept after the first success: the hand that holds opens then
 
 
@@ -627,37 +629,42 @@ def commands(arms, scripts):
     return np.concatenate(parts)
 
 
+def start(name, seed):
+    """Put the task's simulator to the start of a seed -> it, and robosuite's observations."""
+    env = simulator(name)
+    before = np.random.get_state()
+    np.random.seed(seed)  # robosuite draws from numpy's own random numbers
+    seen = env.reset()
+    np.random.set_state(before)
+    return env, seen
+
+
 def demonstration(name, seed, variety=0.0, noise_seed=0):
     """One episode of a task's expert from a start seed; None if it did not succeed.
 
     Returns robosuite's observations by their names, "action" (L, 10 an arm: the controller's goal
-    as position, rot6d and gripper), "delta" (L, 7 an arm), "states" (L, flattened), all as they
-    were before each step, and "success" (L,) after it. It ends AFTER steps past the first success.
-    variety in [0, 1]; 0 repeats the same episode. noise_seed: another one varies otherwise.
+    as position, rot6d and gripper), "delta" (L, 7 an arm) and "states" (L, flattened), which are
+    those before each step, and "success" (L,) after it. The episode ends AFTER steps past its first
+    success. variety: in [0, 1]; 0 makes the same episode always. noise_seed: chooses one of the
+    many episodes that variety makes of a start.
     """
-    env = simulator(name)
-    np.random.seed(seed)
-    seen = env.reset()
+    env, seen = start(name, seed)
     rng = np.random.default_rng([seed, noise_seed])
     arms = [Arm(env, i, rng, variety) for i in range(len(env.robots))]
-    if len(arms) == 1:
-        scripts = [SCRIPTS[name][0](arms[0])]
-    else:
-        told = set()  # what the arms tell each other
-        scripts = [script(arm, told) for script, arm in zip(SCRIPTS[name], arms)]
+    told = set()  # what the arms tell each other
+    scripts = [script(arm, told) for script, arm in zip(SCRIPTS[name], arms)]
     steps = []
-    left = AFTER.get(name, 0)
-    success = False
-    while len(steps) < HORIZON[name] and not (success and left < 0):
+    solved = 0  # steps since the first success, that one included
+    while len(steps) < SCENES[name].steps and solved <= AFTER.get(name, 0):
         state = env.sim.get_state().flatten()
         delta = commands(arms, scripts)
         after, reward, _, _ = env.step(delta)
         goal = np.concatenate([arm.goal() for arm in arms])
         record = {"action": goal, "delta": delta, "states": state, "success": reward > 0}
         steps.append({**seen, **record})
-        success = success or reward > 0
-        left -= success
         seen = after
-    if not success:
+        if solved or reward > 0:
+            solved += 1
+    if not solved:
         return None
     return {key: np.stack([step[key] for step in steps]) for key in steps[0]}
