@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("robosuite", reason="robosuite is not installed")
 
 import experts_robomimic
-from experts_robomimic import demonstration, down, fold, grip_yaw, pose
+from experts_robomimic import demonstration
+from motions import carried, down, fold, grip_yaw, pose
 from robosuite_env import make_raw, rot6d_to_axis_angle
 
 SEED = 100_000
@@ -124,6 +125,6 @@ def test_what_is_carried_arrives():
         def hand(self):
             return hand
 
-    target = experts_robomimic.carried(Arm(), lambda: thing, wanted)()
+    target = carried(Arm(), lambda: thing, wanted)()
     held = np.linalg.inv(hand) @ thing
     assert np.allclose(target @ held, wanted)
