@@ -307,7 +307,7 @@ def pick(arm, thing, grasp, above, after, **how):
         yield from travel(arm, moved(grasp(), 0, 0, above), 0.02, 0.1)
         yield from goto(arm, grasp, 0.008, 0.06, vmax=0.6, **how)
         yield from close(arm, grasp, 8)
-        yield from travel(arm, after(), 0.03)
+        yield from travel(arm, after(), 0.03, most=40)
         if thing()[2, 3] > 0.93:
             return
         arm.gripper = OPEN
@@ -345,7 +345,8 @@ def giver(arm, told):
 
     yield from take_lid_off(arm)
     yield from pick(arm, hammer, grasp, 0.18, lifted, dwell=3)
-    yield from travel(arm, at_meeting, 0.012, 0.05, dwell=3)
+    yield from travel(arm, at_meeting, 0.03)
+    yield from goto(arm, at_meeting, 0.012, 0.05, dwell=3)
     told.add("ready")
     meeting = arm.hand()
     yield from wait(arm, meeting, told, "held")
@@ -402,7 +403,8 @@ def taker(arm, told):
     aside = down([0, 0.17, 1.15], yaw)
     yield from travel(arm, aside, 0.03)
     yield from wait(arm, aside, told, "ready")
-    yield from travel(arm, moved(grasp(), 0, 0, 0.08), 0.012, 0.06)
+    yield from travel(arm, moved(grasp(), 0, 0, 0.08), 0.03)
+    yield from goto(arm, moved(grasp(), 0, 0, 0.08), 0.012, 0.06)
     yield from goto(arm, grasp, 0.008, 0.06, dwell=2, vmax=0.6)
     yield from close(arm, grasp, 8)
     told.add("held")
