@@ -1,17 +1,14 @@
 """Scripted experts of RoboMimic's five tasks in robosuite 1.5.1, and how they are recorded.
 
-An expert is a generator for each arm, which looks at the simulator and yields one command a control
-step. It is written in few words: `travel` moves fast through free space, `goto` moves exactly,
-`carried` turns a pose for an object into one for the hand that holds it, `close` and `release` are
-the gripper. Poses are 4 x 4 matrices in the world's frame, in metres. A target is a pose, or a
-function that gives the pose as things stand now.
+A script is a generator for each arm, which yields one command a control step. It is written in the
+words of motions.py. The numbers are metres, rad and control steps, found by trying.
 
-The experts drive delta OSC_POSE. What is recorded as the action is the goal that the controller
-made of each delta, so that policies drive an absolute controller (task_robomimic.py).
+The experts drive delta actions. What is recorded as the action is the goal that the controller made
+of each delta, so that policies drive an absolute controller (robosuite_env.py).
 
 `variety` makes the demonstrations of a start many-valued, as those of people are: travels take
-detours and their own speed, with correlated noise, and some grasps come from the other side. What
-must be exact stays exact.
+detours and their own speed, with correlated noise, and objects that look the same from several
+sides are taken from one or another.
 """
 
 import functools
@@ -19,217 +16,37 @@ import math
 
 import numpy as np
 
-from robosuite_env import make_raw
-
-OPEN = -1.0  # commands of the gripper
-CLOSED = 1.0
-NOISE = 0.1  # standard deviation of a travel's noise at variety 1, where actions are in [-1, 1]
-MEMORY = 0.8  # correlation of the noise with that of the step before
-DETOUR = 0.05  # standard deviation in metres of a via point at variety 1
-TURN = 1.8  # rad from the home pose that the wrist may turn for a grasp from the other side
-UP = np.array([0, 0, 1])
-DOWN = np.diag([1.0, -1.0, -1.0])  # a hand that points down with its fingers along the world's x
-
-
-# ---- poses ---------------------------------------------------------------------------------------
-
-
-def pose(position, rotation):
-    """The 4 x 4 matrix of a position (3,) and a rotation matrix (3, 3)."""
-    T = np.eye(4)
-    T[:3, :3] = rotation
-    T[:3, 3] = position
-    return T
-
-
-def moved(T, *by):
-    """The pose T moved by (x, y, z) in the world's frame."""
-    return pose(T[:3, 3] + by, T[:3, :3])
-
-
-def about_z(angle):
-    """The rotation matrix of a turn about the vertical axis."""
-    c = math.cos(angle)
-    s = math.sin(angle)
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
-def down(position, yaw):
-    """The pose of a hand that points down, its fingers opening along (cos yaw, sin yaw)."""
-    return pose(position, about_z(yaw) @ DOWN)
-
-
-def yaw_of(R):
-    """The direction of a rotation's x axis in the horizontal plane, in rad."""
-    return math.atan2(R[1, 0], R[0, 0])
-
-
-def rotvec(R):
-    """The axis-angle vector (3,) of a rotation matrix."""
-    from scipy.spatial.transform import Rotation
-
-    return Rotation.from_matrix(R).as_rotvec()
-
-
-def fold(angle, period, reference):
-    """Of the angles that differ by whole periods, the one nearest to the reference."""
-    return angle - period * round((angle - reference) / period)
-
-
-# ---- what an expert sees -------------------------------------------------------------------------
-
-
-class Arm:
-    """One arm of a simulator: its hand, its gripper's command, and how much it varies.
-
-    env: from make_raw(). i: 0 or 1. rng: numpy's generator for the variety in [0, 1].
-    """
-
-    def __init__(self, env, i, rng, variety):
-        self.env = env
-        self.site = env.robots[i].eef_site_id["right"]
-        self.controller = env.robots[i].part_controllers["right"]
-        self.rng = rng
-        self.variety = variety
-        self.gripper = OPEN
-        self.noise = np.zeros(6)
-        self.home = yaw_of(self.hand()[:3, :3])
-
-    def hand(self):
-        """The pose of the point between the fingertips; x: the fingers open, z: it points."""
-        data = self.env.sim.data
-        return pose(data.site_xpos[self.site], data.site_xmat[self.site].reshape(3, 3))
-
-    def goal(self):
-        """The controller's goal as an action: position (3,), rot6d (6,), the gripper's command."""
-        rotation = self.controller.goal_ori[:2].ravel()
-        return np.concatenate([self.controller.goal_pos, rotation, [self.gripper]])
-
-    def shaken(self, delta):
-        """A command (6,) with this step's noise, which remembers that of the step before."""
-        fresh = self.rng.normal(size=6) * self.variety * NOISE
-        self.noise = MEMORY * self.noise + math.sqrt(1 - MEMORY**2) * fresh
-        return delta + self.noise
-
-
-def body(env, name):
-    """The pose of a body of the simulator."""
-    data = env.sim.data
-    return pose(data.get_body_xpos(name), data.get_body_xmat(name))
-
-
-def grip_yaw(arm, yaw, period):
-    """The yaw for a grasp that is the same after each period: the one nearest to the home pose.
-
-    With variety, at times the second nearest, if the wrist can turn that far.
-    """
-    nearest = fold(yaw, period, arm.home)
-    other = nearest + math.copysign(period, arm.home - nearest)
-    turns = abs(other - arm.home) < TURN
-    if arm.variety and arm.rng.random() < arm.variety / 2 and turns:
-        return other
-    return nearest
-
-
-# ---- the words of the scripts --------------------------------------------------------------------
-
-
-def now(target):
-    """The pose that a target is at this moment."""
-    return target() if callable(target) else target
-
-
-def limited(v, most):
-    """The vector v shortened so that none of its components is beyond `most`."""
-    return v * min(1, most / max(np.abs(v).max(), 1e-9))
-
-
-def toward(arm, target, kpos=20, krot=2, vmax=1, wmax=1):
-    """The delta action (6,) that moves the hand toward a pose, in proportion to what is missing."""
-    hand = arm.hand()
-    turn = rotvec(target[:3, :3] @ hand[:3, :3].T)
-    step = target[:3, 3] - hand[:3, 3]
-    return np.concatenate([limited(kpos * step, vmax), limited(krot * turn, wmax)])
-
-
-def is_near(arm, target, tol, atol):
-    """Whether the hand is within tol metres and atol rad of a pose."""
-    hand = arm.hand()
-    far = np.linalg.norm(target[:3, 3] - hand[:3, 3])
-    turn = np.linalg.norm(rotvec(target[:3, :3] @ hand[:3, :3].T))
-    return far < tol and turn < atol
-
-
-def goto(arm, target, tol, atol=0.1, *, dwell=0, most=120, until=None, noisy=False, **gains):
-    """Move to a target exactly; ends after dwell + 1 steps in tolerance, or `most` steps.
-
-    until: a function that tells the end instead of the tolerances. gains: see toward().
-    """
-    hits = 0
-    for _ in range(most):
-        where = now(target)
-        there = until() if until else is_near(arm, where, tol, atol)
-        hits = hits + 1 if there else 0
-        if hits > dwell:
-            return
-        yield toward(arm, where, **gains), noisy
-
-
-def travel(arm, target, tol, atol=0.1, **how):
-    """Move to a target through free space: goto() with the arm's variety."""
-    if arm.variety:
-        how = {"vmax": 1.0, **how}
-        how["vmax"] *= 1 - 0.5 * arm.variety * arm.rng.random()
-        start = arm.hand()
-        end = now(target)
-        if np.linalg.norm(end[:3, 3] - start[:3, 3]) > 0.12 and arm.rng.random() < 0.5:
-            middle = (start[:3, 3] + end[:3, 3]) / 2
-            aside = arm.rng.normal(size=3) * DETOUR * arm.variety
-            aside[2] = abs(aside[2])  # upward, away from what stands on the table
-            via = pose(middle + aside, end[:3, :3])
-            yield from goto(arm, via, tol=0.05, atol=9, most=40, noisy=True, **how)
-    yield from goto(arm, target, tol, atol, noisy=True, **how)
-
-
-def hold(arm, target, steps, **gains):
-    """Stay at a target for a number of steps."""
-    for _ in range(steps):
-        yield toward(arm, now(target), **gains), False
-
-
-def close(arm, target, steps):
-    """Close the fingers at a target, which follows the object that they close on."""
-    arm.gripper = CLOSED
-    yield from hold(arm, target, steps)
-
-
-def release(arm, steps):
-    """Open the fingers where the hand is."""
-    arm.gripper = OPEN
-    yield from hold(arm, arm.hand(), steps)
-
-
-def rise(arm, height, tol=0.03, **how):
-    """Move up by that height from where the hand is."""
-    yield from travel(arm, moved(arm.hand(), 0, 0, height), tol, **how)
-
-
-def carried(arm, see, desired):
-    """The target of the hand that brings the object seen by see() to the pose `desired`.
-
-    Where the hand holds the object is looked at anew at every step, so slips do not matter.
-    """
-
-    def target():
-        return now(desired) @ np.linalg.inv(see()) @ arm.hand()
-
-    return target
-
+from motions import (
+    OPEN,
+    TURN,
+    UP,
+    Arm,
+    about_z,
+    body,
+    carried,
+    close,
+    down,
+    fold,
+    goto,
+    grip_yaw,
+    hold,
+    is_near,
+    moved,
+    now,
+    other_side,
+    pose,
+    release,
+    rise,
+    rotvec,
+    travel,
+    yaw_of,
+)
+from robosuite_env import SCENES, make_raw
 
 # ---- lift ----------------------------------------------------------------------------------------
 
 
-def lift(arm):
+def lift(arm, told):
     """Grasp the cube on the table and lift it."""
     cube = functools.partial(body, arm.env, "cube_main")
     yaw = grip_yaw(arm, yaw_of(cube()), math.pi / 2)
@@ -246,7 +63,7 @@ def lift(arm):
 # ---- can -----------------------------------------------------------------------------------------
 
 
-def can(arm):
+def can(arm, told):
     """Put the can into the bin on the other side of the wall."""
     thing = functools.partial(body, arm.env, "Can_main")
     spread = arm.rng.uniform(-1, 1) * arm.variety * math.pi / 4 if arm.variety else 0
@@ -261,9 +78,7 @@ def can(arm):
     yield from close(arm, grasp, 10)
     yield from rise(arm, 0.16)
     over = down([*bin_centre[:2], arm.hand()[2, 3]], yaw)
-    over = moved(
-        over, -0.05, -0.06, 0
-    )  # nearer to the robot: the centre is at the end of its reach
+    over = moved(over, -0.05, -0.06, 0)  # nearer to the robot: it hardly reaches the centre
     yield from travel(arm, over, 0.02)
     yield from goto(arm, pose([*over[:2, 3], 0.90], over[:3, :3]), 0.02)
     yield from release(arm, 6)
@@ -272,26 +87,29 @@ def can(arm):
 
 # ---- square --------------------------------------------------------------------------------------
 
-HANDLE = 0.054  # metres from the nut's centre, along its x axis
+HANDLE = 0.06  # metres from the nut's centre along its x axis: nearer, a finger lands on the nut
 
 
-def nut_yaw(yaw):
+def nut_yaw(arm, yaw):
     """The yaw for the nut on the peg: the nearest quarter turn whose handle the arm can reach.
 
-    On the far side of the peg, at yaw 0, it cannot.
+    On the far side of the peg, at yaw 0, it cannot. With variety, at times the second nearest, if
+    the wrist can turn that far.
     """
     options = [fold(turn, 2 * math.pi, yaw) for turn in (math.pi / 2, math.pi, -math.pi / 2)]
-    return min(options, key=lambda turn: abs(turn - yaw))
+    nearest, second, _ = sorted(options, key=lambda turn: abs(turn - yaw))
+    wrist = fold(yaw_of(arm.hand()), 2 * math.pi, arm.home) + second - yaw
+    return second if other_side(arm) and abs(wrist - arm.home) < TURN else nearest
 
 
-def square(arm):
+def square(arm, told):
     """Put the square nut on the square peg."""
     env = arm.env
     nut = functools.partial(body, env, "SquareNut_main")
     peg = body(env, "peg1")[:3, 3]
     yield from hold(arm, arm.hand(), 10)  # the nut drops onto the table
     across = yaw_of(nut()) + math.pi / 2  # the fingers close on the handle's sides
-    yaw = grip_yaw(arm, across, math.pi)
+    yaw = fold(across, math.pi, arm.home)
 
     def grasp():
         return down((nut() @ [HANDLE, 0, 0, 1])[:3], yaw)
@@ -300,7 +118,7 @@ def square(arm):
     yield from goto(arm, grasp, 0.008, 0.06, vmax=0.8)
     yield from close(arm, grasp, 10)
     yield from rise(arm, 0.15)
-    on_peg = about_z(nut_yaw(yaw_of(nut())))
+    on_peg = about_z(nut_yaw(arm, yaw_of(nut())))
 
     def at_height(z):
         return carried(arm, nut, pose([*peg[:2], z], on_peg))
@@ -443,7 +261,7 @@ def hang_tool(arm, frame, tool):
     yield from goto(arm, back(arm.hand(), 0.12), 0.02)
 
 
-def tool_hang(arm):
+def tool_hang(arm, told):
     """Stand the frame in its socket, then hang the tool on the frame's hook."""
     frame = functools.partial(body, arm.env, "frame_root")
     tool = functools.partial(body, arm.env, "tool_root")
@@ -484,12 +302,12 @@ def hammer_grip(arm, T, side):
 
 
 def pick(arm, thing, grasp, above, after, **how):
-    """Grasp a thing and lift it, with up to three more tries if it stays behind. Exact."""
+    """Grasp a thing and lift it, with up to three more tries if it stays behind."""
     for _ in range(4):
         yield from travel(arm, moved(grasp(), 0, 0, above), 0.02, 0.1)
         yield from goto(arm, grasp, 0.008, 0.06, vmax=0.6, **how)
         yield from close(arm, grasp, 8)
-        yield from travel(arm, after(), 0.03)
+        yield from travel(arm, after(), 0.03, most=40)
         if thing()[2, 3] > 0.93:
             return
         arm.gripper = OPEN
@@ -527,7 +345,8 @@ def giver(arm, told):
 
     yield from take_lid_off(arm)
     yield from pick(arm, hammer, grasp, 0.18, lifted, dwell=3)
-    yield from travel(arm, at_meeting, 0.012, 0.05, dwell=3)
+    yield from travel(arm, at_meeting, 0.03)
+    yield from goto(arm, at_meeting, 0.012, 0.05, dwell=3)
     told.add("ready")
     meeting = arm.hand()
     yield from wait(arm, meeting, told, "held")
@@ -584,7 +403,8 @@ def taker(arm, told):
     aside = down([0, 0.17, 1.15], yaw)
     yield from travel(arm, aside, 0.03)
     yield from wait(arm, aside, told, "ready")
-    yield from travel(arm, moved(grasp(), 0, 0, 0.08), 0.012, 0.06)
+    yield from travel(arm, moved(grasp(), 0, 0, 0.08), 0.03)
+    yield from goto(arm, moved(grasp(), 0, 0, 0.08), 0.012, 0.06)
     yield from goto(arm, grasp, 0.008, 0.06, dwell=2, vmax=0.6)
     yield from close(arm, grasp, 8)
     told.add("held")
@@ -606,7 +426,6 @@ SCRIPTS = {  # task -> the script of each arm
     "transport": [giver, taker],
     "tool-hang": [tool_hang],
 }
-HORIZON = {"lift": 400, "can": 400, "square": 400, "transport": 700, "tool-hang": 700}
 AFTER = {"transport": 15}  # steps kept after the first success: the hand that holds opens then
 
 
@@ -627,37 +446,42 @@ def commands(arms, scripts):
     return np.concatenate(parts)
 
 
+def start(name, seed):
+    """Put the task's simulator to the start of a seed -> it, and robosuite's observations."""
+    env = simulator(name)
+    before = np.random.get_state()
+    np.random.seed(seed)  # robosuite draws from numpy's own random numbers
+    seen = env.reset()
+    np.random.set_state(before)
+    return env, seen
+
+
 def demonstration(name, seed, variety=0.0, noise_seed=0):
     """One episode of a task's expert from a start seed; None if it did not succeed.
 
     Returns robosuite's observations by their names, "action" (L, 10 an arm: the controller's goal
-    as position, rot6d and gripper), "delta" (L, 7 an arm), "states" (L, flattened), all as they
-    were before each step, and "success" (L,) after it. It ends AFTER steps past the first success.
-    variety in [0, 1]; 0 repeats the same episode. noise_seed: another one varies otherwise.
+    as position, rot6d and gripper), "delta" (L, 7 an arm) and "states" (L, flattened), which are
+    those before each step, and "success" (L,) after it. The episode ends AFTER steps past its first
+    success. variety: in [0, 1]; 0 makes the same episode always. noise_seed: chooses one of the
+    many episodes that variety makes of a start.
     """
-    env = simulator(name)
-    np.random.seed(seed)
-    seen = env.reset()
+    env, seen = start(name, seed)
     rng = np.random.default_rng([seed, noise_seed])
     arms = [Arm(env, i, rng, variety) for i in range(len(env.robots))]
-    if len(arms) == 1:
-        scripts = [SCRIPTS[name][0](arms[0])]
-    else:
-        told = set()  # what the arms tell each other
-        scripts = [script(arm, told) for script, arm in zip(SCRIPTS[name], arms)]
+    told = set()  # what the arms tell each other
+    scripts = [script(arm, told) for script, arm in zip(SCRIPTS[name], arms)]
     steps = []
-    left = AFTER.get(name, 0)
-    success = False
-    while len(steps) < HORIZON[name] and not (success and left < 0):
+    solved = 0  # steps since the first success, that one included
+    while len(steps) < SCENES[name].steps and solved <= AFTER.get(name, 0):
         state = env.sim.get_state().flatten()
         delta = commands(arms, scripts)
         after, reward, _, _ = env.step(delta)
         goal = np.concatenate([arm.goal() for arm in arms])
         record = {"action": goal, "delta": delta, "states": state, "success": reward > 0}
         steps.append({**seen, **record})
-        success = success or reward > 0
-        left -= success
         seen = after
-    if not success:
+        if solved or reward > 0:
+            solved += 1
+    if not solved:
         return None
     return {key: np.stack([step[key] for step in steps]) for key in steps[0]}
