@@ -293,8 +293,8 @@ class Renderer:
         mujoco.mjv_updateScene(
             self.model, self.data, self.option, None, self.camera, everything, self.scene
         )
-        # Another renderer may have made its own context the current one, or freed it: without these
-        # two lines the picture would be an old one.
+        # Another renderer may have made its own context the current one, or freed it: the picture
+        # would be an old one, without an error.
         self.gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.con)
         k = self.scale

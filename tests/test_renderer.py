@@ -132,6 +132,7 @@ def test_freeing_a_renderer_does_not_break_another(model):
     pictures = [a.draw(moved(x), "front") for x in (0, 0.1)]
     b = made(model)
     b.draw(START, "front")
+    a.draw(START, "front")  # OpenGL's current context is now a's
     b.free()
     assert np.array_equal(a.draw(moved(0.1), "front"), pictures[1])
     c = made(model)
@@ -342,18 +343,19 @@ def test_robosuites_own_pictures(model):
         use_camera_obs=False,
         hard_reset=False,
     )
+    np.random.seed(0)
     env.reset()
     sizes = {"agentview": 84, "robot0_eye_in_hand": 84}
     r = Renderer(env.sim.model._model, sizes, groups=(1, 2))
     for _ in range(2):
         env.sim.forward()
-        for camera, limit in zip(sizes, (3, 3)):
+        for camera in sizes:
             context = env.sim._render_context_offscreen
             context.vopt.geomgroup[:3] = (0, 1, 1)
             context.gl_ctx.make_current()
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context.con)
             own = env.sim.render(camera_name=camera, width=84, height=84)[::-1]
             picture = r.draw(env.sim.data.qpos, camera)
-            assert own.std() > 20 and difference(picture, own) < limit, camera
+            assert own.std() > 20 and 0 < difference(picture, own) < 3, camera
         env.reset()
     env.close()
