@@ -212,11 +212,11 @@ class Renderer:
         texture=512,
         smooth=False,
     ):
+        self.gl = None  # the OpenGL context, and MuJoCo's part in it
+        self.con = None
         context = opengl()
         import mujoco
 
-        self.gl = None  # the OpenGL context, and MuJoCo's part in it
-        self.con = None
         self.groups = groups
         self.cull = cull
         self.scale = 2 if smooth else 1
@@ -248,18 +248,19 @@ class Renderer:
     def update(self, model, data=None):
         """Take over what a simulator has changed in its model: places, sizes, colours.
 
-        A robosuite task without hard resets changes nothing after its first reset. Mocap bodies
-        stand where the model puts them, or where data has them. Meshes and textures must be those
-        that the renderer was made with; ValueError if the models' sizes differ.
+        robosuite hides its marks at the first reset; RoboMimic's tasks, without hard resets, change
+        nothing later. Mocap bodies stand where the model puts them, or where data has them. Meshes
+        and textures must be those that the renderer was made with; ValueError if the models' sizes
+        differ.
         """
         import mujoco
 
-        for name in dir(model):
-            if name.startswith(CHANGING) and isinstance(getattr(model, name), np.ndarray):
-                own = getattr(self.model, name)
-                if own.shape != getattr(model, name).shape:
-                    raise ValueError(f"another model ({name}): make another Renderer for it")
-                own[:] = getattr(model, name)
+        arrays = {name: getattr(model, name) for name in dir(model) if name.startswith(CHANGING)}
+        for name, array in arrays.items():
+            if array.shape != getattr(self.model, name).shape:
+                raise ValueError(f"another model ({name}): make another Renderer for it")
+        for name, array in arrays.items():
+            getattr(self.model, name)[:] = array
         self.model.geom_group[:] = np.where(np.isin(model.geom_group, self.groups), DRAWN, HIDDEN)
         # These are culled; planes are drawn always, for they may be without end.
         drawn = self.model.geom_group == DRAWN
