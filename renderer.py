@@ -59,7 +59,9 @@ def opengl():
     asked = loaded or os.environ.get("MUJOCO_GL", "").lower()
     name = asked if asked in installed else installed[0]
     with refusing_opengl(name):
-        return importlib.import_module(f"mujoco.{name}").GLContext
+        context = importlib.import_module(f"mujoco.{name}").GLContext
+    context._context = None  # or Python tells of an error at the end of one that was never made
+    return context
 
 
 @contextlib.contextmanager
@@ -238,7 +240,7 @@ class Renderer:
         self.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self.update(model)
 
-        with refusing_opengl(context.__module__):
+        with refusing_opengl(context.__module__.removeprefix("mujoco.")):
             self.gl = context(width, height)
             self.gl.make_current()
         self.con = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)

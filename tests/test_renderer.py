@@ -158,6 +158,19 @@ def test_beside_mujocos_own_renderer(model):
     assert np.array_equal(r.draw(START, "front"), pictures[0])
 
 
+def run(code, environ):
+    """Run a program that reads the scene -> its output and exit code."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        input=xml(),
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 FORKED = """
 import os, sys
 import mujoco
@@ -185,15 +198,7 @@ def test_a_fork_after_a_picture_draws_too(model):
     """It would hang if Mesa had threads; and the end of a process says nothing."""
     made(model)
     environ = {k: v for k, v in os.environ.items() if k != "LP_NUM_THREADS"}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED],
-        input=xml(),
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run(FORKED, environ)
     assert (done.stdout, done.stderr, done.returncode) == ("0 0\n", "", 0)
 
 
@@ -244,6 +249,30 @@ def test_no_opengl(monkeypatch):
     monkeypatch.setattr(renderer.sys, "platform", "linux")
     with pytest.raises(BadInput, match="no OpenGL .*libosmesa6 .*libegl1"):
         renderer.opengl.__wrapped__()
+
+
+BROKEN = """
+import sys
+import mujoco
+from commands import BadInput
+from renderer import Renderer
+
+try:
+    Renderer(mujoco.MjModel.from_xml_string(sys.stdin.read()), {"front": 64})
+except BadInput as e:
+    print(e)
+"""
+
+
+def test_opengl_that_fails():
+    """It is told in one line, and nothing else is said."""
+    if sys.platform != "linux" or not renderer.ctypes.util.find_library("EGL"):
+        pytest.skip("needs EGL on Linux")
+    environ = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
+    environ |= {"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "99"}
+    done = run(BROKEN, environ)
+    assert done.stdout.startswith("no OpenGL: egl is installed but fails (The MUJOCO_EGL_DEVICE_ID")
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
 # ---- what is left out ----------------------------------------------------------------------------
