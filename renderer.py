@@ -59,7 +59,9 @@ def opengl():
     asked = loaded or os.environ.get("MUJOCO_GL", "").lower()
     name = asked if asked in installed else installed[0]
     with refusing_opengl(name):
-        return importlib.import_module(f"mujoco.{name}").GLContext
+        context = importlib.import_module(f"mujoco.{name}").GLContext
+    context._context = None  # or Python tells of an error at the end of one that was never made
+    return context
 
 
 @contextlib.contextmanager
@@ -212,11 +214,11 @@ class Renderer:
         texture=512,
         smooth=False,
     ):
+        self.gl = None  # the OpenGL context, and MuJoCo's part in it
+        self.con = None
         context = opengl()
         import mujoco
 
-        self.gl = None  # the OpenGL context, and MuJoCo's part in it
-        self.con = None
         self.groups = groups
         self.cull = cull
         self.scale = 2 if smooth else 1
@@ -238,7 +240,7 @@ class Renderer:
         self.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self.update(model)
 
-        with refusing_opengl(context.__module__):
+        with refusing_opengl(context.__module__.removeprefix("mujoco.")):
             self.gl = context(width, height)
             self.gl.make_current()
         self.con = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
@@ -248,18 +250,19 @@ class Renderer:
     def update(self, model, data=None):
         """Take over what a simulator has changed in its model: places, sizes, colours.
 
-        A robosuite task without hard resets changes nothing after its first reset. Mocap bodies
-        stand where the model puts them, or where data has them. Meshes and textures must be those
-        that the renderer was made with; ValueError if the models' sizes differ.
+        robosuite hides its marks at the first reset; RoboMimic's tasks, without hard resets, change
+        nothing later. Mocap bodies stand where the model puts them, or where data has them. Meshes
+        and textures must be those that the renderer was made with; ValueError if the models' sizes
+        differ.
         """
         import mujoco
 
-        for name in dir(model):
-            if name.startswith(CHANGING) and isinstance(getattr(model, name), np.ndarray):
-                own = getattr(self.model, name)
-                if own.shape != getattr(model, name).shape:
-                    raise ValueError(f"another model ({name}): make another Renderer for it")
-                own[:] = getattr(model, name)
+        arrays = {name: getattr(model, name) for name in dir(model) if name.startswith(CHANGING)}
+        for name, array in arrays.items():
+            if array.shape != getattr(self.model, name).shape:
+                raise ValueError(f"another model ({name}): make another Renderer for it")
+        for name, array in arrays.items():
+            getattr(self.model, name)[:] = array
         self.model.geom_group[:] = np.where(np.isin(model.geom_group, self.groups), DRAWN, HIDDEN)
         # These are culled; planes are drawn always, for they may be without end.
         drawn = self.model.geom_group == DRAWN
@@ -293,8 +296,8 @@ class Renderer:
         mujoco.mjv_updateScene(
             self.model, self.data, self.option, None, self.camera, everything, self.scene
         )
-        # Another renderer may have made its own context the current one, or freed it: without these
-        # two lines the picture would be an old one.
+        # Another renderer may have made its own context the current one, or freed it: the picture
+        # would be an old one, without an error.
         self.gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.con)
         k = self.scale
