@@ -348,3 +348,18 @@ def test_the_queue_passes_over_what_another_makes_and_what_fails(
         run("queue", *folders(tmp_path))
     assert taken == [".queue-bc-seed0", ".queue-dbp-seed0"]
     assert "dbp, seed 0 failed: " in capsys.readouterr().err
+
+
+def test_several_queues_are_processes(monkeypatch, tmp_path):
+    """--cores 2 begins two queues of one core, and says so if one of them fails."""
+    begun = []
+
+    def run_program(command):
+        begun.append(command)
+        return len(begun) == 2
+
+    monkeypatch.setattr(reproduce, "run_program", run_program)
+    with pytest.raises(BadInput, match="a queue ended with an error"):
+        reproduce.main(["queue", "--cores", "2", "--runs", "3", *map(str, folders(tmp_path))])
+    assert len(begun) == 2 and begun[0] == begun[1]
+    assert begun[0][2:5] == ["queue", "--cores", "1"] and begun[0][-2:] == ["--runs", "3"]
