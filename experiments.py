@@ -545,3 +545,11 @@ EXPERIMENTS = (
     *STAGE2,
     *STAGE2_COARSE,
 )
+# What `reproduce.py queue` works through: experiments with the seeds that come before the next.
+QUEUE = (
+    (PUSHT_CONVERGED, (0,)),
+    (PUSHT_CONVERGED, (1, 2)),
+    (tuple(e for e in STAGE2 if not e.removed), (0, 1, 2)),
+    (POINTCLOUD, (0,)),
+    (POINTCLOUD, (1, 2)),
+)

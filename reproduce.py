@@ -18,8 +18,10 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +47,13 @@ from experiments import (
     MULTIMODAL,
     POINTCLOUD,
     PUSHT,
+    QUEUE,
     STAGE2,
     SURVEY,
     Budget,
     Starts,
 )
-from files import atomic, check_folder, check_output, read_bytes, write_csv
+from files import Lock, atomic, check_folder, check_output, read_bytes, write_csv
 from formats import read as read_arrays
 from policy import Policy
 from report import summary
@@ -78,6 +81,8 @@ POSITIVE = (
     "num_steps",
     "num_iterations",
     "noise_episodes",
+    "cores",
+    "runs",
 )
 
 
@@ -640,6 +645,87 @@ def words(seeds):
     return " ".join(map(str, seeds)) or "-"
 
 
+# ---- everything, one run after another ----------------------------------------------------------
+
+
+def waiting(results):
+    """The (experiment, seed) of QUEUE, in its order, whose rows are not all there."""
+    tables = {e.result: read(Path(results, e.result)) for e in EXPERIMENTS}
+    for experiments, seeds in QUEUE:
+        for experiment, seed in itertools.product(experiments, seeds):
+            if not is_done(experiment, seed, tables[experiment.result]):
+                yield experiment, seed
+
+
+def orders(experiment, seed):
+    """The command lines of this script, as lists of words, that make the rows of a seed."""
+    command = shlex.split(experiment.command)[2:]  # python reproduce.py
+    if experiment.group == "pusht":
+        command += ["--methods", experiment.name]
+    command += ["--seeds", str(seed)]
+    if experiment.group != "pusht":
+        return [command]  # it scores all of its start states
+    return [
+        [*command, "--episodes", str(s.episodes), "--start-seed", str(s.first_seed)]
+        for s in experiment.starts
+    ]
+
+
+def queue(args):
+    """Work through the experiments: the next run that is missing, its rows, and the next.
+
+    It may be stopped and begun again at any time, and several may work on one folder: a run that
+    another has begun is passed over. A run that fails is told, and the next begins.
+    """
+    if args.cores > 1:
+        return queues(args)
+    failed = []
+    begun = 0
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    for experiment, seed in waiting(args.results):
+        name = f"{experiment.name}, seed {seed}"
+        if begun == args.runs:
+            break
+        try:
+            lock = Lock(Path(args.out, f".queue-{name.replace(', ', '-').replace(' ', '')}"))
+        except BadInput:  # another process has it
+            continue
+        with lock:
+            if (experiment, seed) not in waiting(args.results):
+                continue  # another process has finished it in the meantime
+            begun += 1
+            print(f"== {experiment.group}: {name}, {experiment.budget}", flush=True)
+            try:
+                run_orders(experiment, seed, args)
+            except BadInput as e:
+                failed.append(name)
+                print(f"{name} failed: {e}", file=sys.stderr, flush=True)
+    if failed:
+        raise BadInput(f"{len(failed)} of {begun} runs failed: {'; '.join(failed)}")
+    print(f"{begun} runs, {len(list(waiting(args.results)))} are missing")
+
+
+def run_orders(experiment, seed, args):
+    """Make the rows of a seed on one core, in the folders of args."""
+    more = ["--out", args.out, "--results", args.results, "--threads", "1", "--one-process"]
+    more += [str(part) for part in given(args, "device")]
+    for order in orders(experiment, seed):
+        one = parse([*order, *more])
+        check(one)
+        one.run(one)
+
+
+def queues(args):
+    """As many queues as cores, each a process."""
+    command = [sys.executable, HERE / "reproduce.py", "queue", "--cores", 1]
+    command += ["--out", args.out, "--results", args.results, *given(args, "runs", "device")]
+    command = [str(part) for part in command]
+    with ThreadPoolExecutor(args.cores) as pool:
+        codes = list(pool.map(run_program, [command] * args.cores))
+    if any(codes):
+        raise BadInput("a queue ended with an error: its message stands above")
+
+
 # ---- the command line ---------------------------------------------------------------------------
 
 
@@ -778,6 +864,7 @@ def parse(argv=None):
             "python reproduce.py stage2 --tasks hopper --seeds 0 1 2 --no-anchor",
             "python reproduce.py pointcloud --tasks metaworld-door-open --epochs 150 --every 50",
             "python reproduce.py survey",
+            "python reproduce.py queue --cores 1",
         ),
     )
     p.set_defaults(seeds=(), **dict.fromkeys(("device", "start_seed", "png", *POSITIVE)))
@@ -788,6 +875,13 @@ def parse(argv=None):
     add_pusht(sub)
     add_stage2(sub)
     add_clouds(sub)
+    p_queue = add_command(sub, "queue", queue)
+    p_queue.add_argument("--out", default="runs", help="folder of the run folders")
+    p_queue.add_argument("--cores", type=int, default=1, metavar="N", help="runs at a time")
+    p_queue.add_argument(
+        "--runs", type=int, metavar="N", help="stop after N runs; all if not given"
+    )
+    p_queue.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
     return p.parse_args(argv)
 
 

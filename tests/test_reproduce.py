@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from commands import BadInput
 from conftest import ROOT
 from data import Windows, load
 from envs import TASKS
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, PUSHT_CONVERGED, Budget, Starts
+from files import Lock
 from formats import save_npz
 from plots import FIGURES
 from tables import Results, read
@@ -291,3 +293,73 @@ def test_list(run, tmp_path):
     assert "done: 1 2" in hopper and "missing: 0" in hopper and "(its noise was white" in hopper
     empty = run("list", "--results", tmp_path).splitlines()
     assert all("done: - " in line for line in empty[:-1])
+
+
+def tiny_queue(demos, monkeypatch, names=("bc", "dbp")):
+    """A queue of two runs of 2 steps each, the second scored on two sets of starts."""
+    starts = (Starts(episodes=1, first_seed=7), Starts(episodes=1, first_seed=9))
+    chosen = tuple(
+        replace(
+            next(e for e in PUSHT_CONVERGED if e.name == name),
+            budget=Budget(2, "steps"),
+            nfe=(1,),
+            starts=starts[: 1 + (name == "dbp")],
+            command=f"python reproduce.py pusht --steps 2 --data {demos} --batch 4 --eval-every 0",
+        )
+        for name in names
+    )
+    monkeypatch.setattr(reproduce, "QUEUE", ((chosen, (0,)),))
+
+
+def test_the_queue_makes_what_is_missing_and_nothing_twice(run, demos, tmp_path, monkeypatch):
+    """One run, then the other, then none; rows that are there are not made again."""
+    tiny_queue(demos, monkeypatch)
+    table = tmp_path / "results" / "pusht_methods.csv"
+    assert "1 runs, 1 are missing" in run("queue", "--runs", 1, *folders(tmp_path))
+    (first,) = read(table)
+    assert first["setting"] == "bc, 1 NFE" and first["start_seed"] == "7"
+    assert "1 runs, 0 are missing" in run("queue", *folders(tmp_path))
+    rows = read(table)
+    assert first in rows
+    assert [r["start_seed"] for r in rows if r != first] == ["7", "9"]
+    assert "0 runs, 0 are missing" in run("queue", *folders(tmp_path))
+    assert read(table) == rows
+
+
+def test_the_queue_passes_over_what_another_makes_and_what_fails(
+    run, demos, tmp_path, monkeypatch, capsys
+):
+    """A run that another process holds is left to it; one that fails does not stop the next."""
+    tiny_queue(demos, monkeypatch)
+    taken = []
+
+    def lock(path):  # a lock does not bind its own process, so the other one is played
+        taken.append(path.name)
+        if "bc" in path.name:
+            raise BadInput("held")
+        return Lock(path)
+
+    def fails(*_):
+        raise BadInput("no training")
+
+    monkeypatch.setattr(reproduce, "Lock", lock)
+    monkeypatch.setattr(reproduce, "finished", fails)
+    with pytest.raises(BadInput, match="1 of 1 runs failed: dbp, seed 0"):
+        run("queue", *folders(tmp_path))
+    assert taken == [".queue-bc-seed0", ".queue-dbp-seed0"]
+    assert "dbp, seed 0 failed: " in capsys.readouterr().err
+
+
+def test_several_queues_are_processes(monkeypatch, tmp_path):
+    """--cores 2 begins two queues of one core, and says so if one of them fails."""
+    begun = []
+
+    def run_program(command):
+        begun.append(command)
+        return len(begun) == 2
+
+    monkeypatch.setattr(reproduce, "run_program", run_program)
+    with pytest.raises(BadInput, match="a queue ended with an error"):
+        reproduce.main(["queue", "--cores", "2", "--runs", "3", *map(str, folders(tmp_path))])
+    assert len(begun) == 2 and begun[0] == begun[1]
+    assert begun[0][2:5] == ["queue", "--cores", "1"] and begun[0][-2:] == ["--runs", "3"]
