@@ -77,6 +77,8 @@ def load(task, path=None, episodes=None, max_gb=MAX_GB):
     max_gb GB.
     """
     path = find(task, path)
+    if task.check:
+        task.check(path)
     loaded = assemble(read(path, arrays_of(task), max_gb), task, path)
     index = (len(loaded.action), task.T_p)  # of Windows
     check_size({"windows": (index, np.dtype(np.int64))}, path, max_gb)
@@ -108,7 +110,7 @@ def assemble(arrays, task, path):
             raise BadInput(
                 f"{path}: {name} has dtype {brief(a.dtype)}: only plain numbers are read"
             )
-    action = needed(arrays, "action", path)
+    action = actions_of(arrays, task, path)
     ends = needed(arrays, "episode_ends", path)
     about = f"{path}: episode_ends ({ends.dtype} {ends.shape})"
     if ends.ndim != 1 or not ends.size or ends.dtype.kind not in "iu":
@@ -131,6 +133,24 @@ def needed(arrays, name, path):
         there = brief(", ".join(names_in(path)), 300) or "no arrays"
         raise BadInput(f"{path} lacks {name} (it has {there})")
     return arrays[name]
+
+
+def actions_of(arrays, task, path):
+    """The actions (N, ·) of a file, in the task's form where the task converts them: not checked.
+
+    Raises BadInput.
+    """
+    action = needed(arrays, "action", path)
+    if task.actions is None:
+        return action
+    with refusing(f"{path}: no actions of {task.name} can be made of {action.shape}"):
+        try:
+            return task.actions(arrays)
+        except KeyError as e:
+            needed(arrays, e.args[0], path)
+            raise
+        except BadInput as e:
+            raise BadInput(f"{path}: {e}") from e
 
 
 def observations_of(arrays, task, path):

@@ -420,7 +420,7 @@ def new_policy(args, task, windows):
     if args.method != "dbp":
         shape.update(method=args.method, time_dim=baselines.time_dim(args.method))
     torch.manual_seed(args.seed)
-    policy = Policy(shape, data_ranges(windows.obs, windows.action)).to(args.device)
+    policy = Policy(shape, data_ranges(windows.obs, windows.action, task.limits)).to(args.device)
     baselines.start(policy)
     if args.vision_weights:
         start_to_see(policy, args.vision_weights)

@@ -2,7 +2,8 @@
 
 An archive is downloaded, going on where an earlier try stopped; unpacked into a folder beside its
 place; compared array by array with the SHA-256 that the task tells; and only then moved to its
-place. Data sets of Minari come through the minari library.
+place. An HDF5 file of robomimic is opened instead. Data sets of Minari come through the minari
+library.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from commands import DISK_FULL, BadInput
 from files import MAX_GB, Lock, brief, cache, check_size, expanded, refusing
-from formats import zarr_array
+from formats import shapes, zarr_array
 from hdf5 import minari_file
 from lerobot_format import is_lerobot
 
@@ -83,11 +84,12 @@ def places_of(task, path=None):
 
 def hint(task):
     """What to do about missing data."""
+    ways = []
     if task.expert:
-        return f"run `python experts.py --task {task.name}` or give --data PATH"
+        ways.append(f"run `python experts.py --task {task.name}`")
     if task.url or task.minari:
-        return f"run `python data.py download {task.name}` or give --data PATH"
-    return "give --data PATH"
+        ways.append(f"run `python data.py download {task.name}`")
+    return " or ".join([*ways, "give --data PATH"])
 
 
 # ---- fetching ------------------------------------------------------------------------------------
@@ -212,8 +214,9 @@ def verify(path, sha256, optional=()):
 def download(task, to=None, url=None):
     """Fetch, unpack, verify and install a task's official data. Returns its path.
 
-    The data appears under its name only when all is well, and nothing that was there before is
-    deleted. An archive that fails is set aside as .bad, so that the next download starts afresh.
+    It is an archive, or an HDF5 file if the first name of task.data is one. The data appears under
+    its name only when all is well, and nothing that was there before is deleted. What fails is set
+    aside as .bad, so that the next download starts afresh.
     Raises BadInput.
     """
     if task.minari:
@@ -228,7 +231,8 @@ def download(task, to=None, url=None):
     if not url.startswith(WEB):
         raise BadInput(f"{brief(url)}: not an http or https address")
     final = to / task.data[0]
-    part = to / f"{final.name}.zip.part"
+    plain = "_".join(Path(task.data[0]).parts)
+    part = to / f"{plain}.part" if is_hdf5(final) else to / f"{plain}.zip.part"
     try:
         if final.exists():
             check_installed(final, task)
@@ -239,15 +243,22 @@ def download(task, to=None, url=None):
                 shutil.rmtree(left)
             fetch(url, part)
             install(part, final, task)
-            part.unlink()
     except OSError as e:
         raise BadInput(f"cannot write to {to} ({e.strerror or e})") from e
     return final
 
 
+def is_hdf5(path):
+    """Whether a path is that of an HDF5 file, which is downloaded as it is."""
+    return path.suffix == ".hdf5"
+
+
 def check_installed(final, task):
     """Refuse data that is already there and is not the task's. Raises BadInput."""
     try:
+        if is_hdf5(final):
+            shapes(final)
+            return
         verify(final, task.sha256, task.optional)
     except BadInput as e:
         raise BadInput(f"{e}: move it away to download the data") from e
@@ -259,16 +270,26 @@ def install(archive, final, task):
     Raises BadInput if the archive is not the task's, and renames it to .bad. It is not to blame for
     a full disk.
     """
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unpack") as new:
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpack") as new:
         try:
-            unpacked = unpack(archive, final.name, Path(new))
-            verify(unpacked, task.sha256, task.optional)
+            if is_hdf5(final):
+                unpacked = Path(new, final.name)
+                unpacked.symlink_to(archive.absolute())  # it is known by its name
+                shapes(unpacked)
+            else:
+                unpacked = unpack(archive, final.name, Path(new))
+                verify(unpacked, task.sha256, task.optional)
         except BadInput as e:
             if getattr(e.__cause__, "errno", None) in DISK_FULL:
                 raise
             bad = archive.replace(archive.with_suffix(".bad"))
             raise BadInput(f"not installed, the archive is kept as {bad}: {e}") from e
-        unpacked.replace(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if is_hdf5(final):
+            archive.replace(final)
+        else:
+            unpacked.replace(final)
+            archive.unlink()
 
 
 def download_minari(task, to=None):

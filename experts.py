@@ -2,6 +2,9 @@
 
 Meta-World: its scripted policies act. Successes are kept, cut some steps after they succeed.
 
+RoboMimic: scripted experts act, by --variety as differently as people would. Successes are kept.
+The file holds what all four tasks of a scene need: see DATA.md.
+
 Adroit: recorded states are shown again, in order. As for Meta-World, each state's point cloud is
 cast anew, and the points are kept as float16, at most 0.5 mm off.
 
@@ -14,9 +17,9 @@ shortest success is kept, so that hard starts are not left out and the policy's 
 holds states, actions as executed, episode ends and each episode's start seed. demos/pusht.npz was
 made this way by three policies trained on Diffusion Policy's 206 human demonstrations.
 
-Start seeds count up from --start-seed, far from the evaluation's 100000 on. Meta-World's and
-Adroit's episodes are kept one by one in a folder beside the file, so an interrupted collection goes
-on; the file appears whole.
+Start seeds count up from --start-seed, far from the evaluation's 100000 on. Episodes of a task's
+own expert are kept one by one in a folder beside the file, so an interrupted collection goes on;
+the file appears whole.
 """
 
 import startup  # noqa: F401 - first, see there
@@ -44,7 +47,7 @@ from task_locomotion import LAST, record, train
 MAX_STARTS = 100_000  # start states after which collecting from policies is given up
 # How demonstrations are collected -> the flags that this way alone uses, and their defaults.
 WAYS = {
-    "a task's own expert": {"workers": None, "states": None},
+    "a task's own expert": {"workers": None, "states": None, "variety": None},
     "an agent that is trained here": {
         "until": None,
         "record_steps": None,
@@ -54,7 +57,7 @@ WAYS = {
     },
     "policies": {"init": None, "tries": 6, "T_a": None, "z_scale": 1.0},
 }
-STORED = {1: np.float32, 2: np.float16, 3: np.uint8}  # an observation's axes -> its dtype in files
+STORED = {1: np.float32, 2: np.float16, 3: np.uint8}  # axes of one step's array -> dtype in files
 
 
 # ---- from a scripted expert or recorded states ---------------------------------------------------
@@ -66,9 +69,10 @@ def simulator(name):
     return make_env(task_named(name))
 
 
-def make_part(task, states, i, folder):
+def make_part(task, states, i, folder, variety=None):
     """Make episode i of the task's expert as folder/i.npz, or an empty folder/i.failed.
 
+    variety: how much it differs from a plain one, for tasks whose expert varies.
     An episode that is there already is not made again. Returns whether it is kept.
     """
     done = Path(folder) / f"{i}.npz"
@@ -77,14 +81,12 @@ def make_part(task, states, i, folder):
         return True
     if failed.exists():
         return False
-    arrays = task.expert(simulator(task.name), i, states)
+    varied = {} if variety is None else {"variety": variety}
+    arrays = task.expert(simulator(task.name), i, states, **varied)
     if arrays is None:
         atomic(failed, lambda f: None)
         return False
-    observations = {
-        name: arrays[name].astype(STORED[len(shape)]) for name, shape in task.obs.items()
-    }
-    save_npz(done, **observations, action=arrays["action"])
+    save_npz(done, **{name: a.astype(STORED[a.ndim - 1]) for name, a in arrays.items()})
     return True
 
 
@@ -120,10 +122,11 @@ def join_parts(folder, kept, out):
     return lengths
 
 
-def from_expert(task, episodes, out, *, states=None, start_seed=0, workers=None):
+def from_expert(task, episodes, out, *, states=None, start_seed=0, workers=None, variety=None):
     """Write demonstrations of the task's own expert to the file out, made in worker processes.
 
-    states: the path of recorded states, for tasks whose expert replays them. Returns the episodes'
+    states: the path of recorded states, for tasks whose expert replays them. variety: from 0 to 1,
+    for tasks whose expert varies. Returns the episodes'
     lengths (E,) and the number of attempts. Raises BadInput if out exists, if more than 9 of 10
     attempts fail, or if there are too few recorded episodes.
     """
@@ -139,8 +142,11 @@ def from_expert(task, episodes, out, *, states=None, start_seed=0, workers=None)
         if episodes > limit:
             raise BadInput(f"{path} has {limit} episodes: cannot show {episodes}")
     workers = min(workers or os.cpu_count(), episodes)
-    folder = claim_folder(out, {"task": task.name, "states": str(path)})
-    make = functools.partial(make_part, task, str(path), folder=folder)
+    about = {"task": task.name, "states": str(path)}
+    if variety is not None:
+        about["variety"] = variety
+    folder = claim_folder(out, about)
+    make = functools.partial(make_part, task, str(path), folder=folder, variety=variety)
     kept = []
     tried = 0
     with (
@@ -273,6 +279,7 @@ def parse():
         __doc__,
         examples=(
             "python experts.py --task metaworld-assembly --episodes 10",
+            "python experts.py --task lift --episodes 200",
             "python experts.py --task adroit-hammer --states hammer.npz --episodes 10",
             "python experts.py --task hopper --until 1300 --episodes 60 --out demos/hopper-medium",
             "python experts.py --task pusht --init a.pt b.pt --episodes 300 --out my_demos.npz",
@@ -280,7 +287,7 @@ def parse():
     )
     p.add_argument("--task", default="pusht", help=f"one of {task_list()}")
     p.add_argument(
-        "--episodes", type=int, help="episodes to keep; 10 of a point-cloud task, or 300"
+        "--episodes", type=int, help="episodes to keep; 10 of a task's own expert, or 300"
     )
     p.add_argument("--start-seed", type=int, default=1_000_000, help="the first start seed")
     p.add_argument(
@@ -289,7 +296,7 @@ def parse():
     p.add_argument(
         "--out",
         help="the file or folder to write: demos.npz or TASK-medium if not given, or of a "
-        "point-cloud task demos/TASK.npz beside this file, where training finds it",
+        "point-cloud task or of RoboMimic demos/TASK.npz beside this file, where training finds it",
     )
     p.add_argument(
         "--one-process", action="store_true", help="do not share the work between processes"
@@ -303,6 +310,12 @@ def parse():
     g.add_argument(
         "--states",
         help="Adroit's recorded states; $DRIFT_DATA/adroit/NAME.npz or Minari's if not given",
+    )
+    g = p.add_argument_group("RoboMimic")
+    g.add_argument(
+        "--variety",
+        type=float,
+        help="detours, speeds, noise and other grasps, from 0 (none; if not given) to 1",
     )
     g = p.add_argument_group("locomotion")
     g.add_argument(
@@ -340,6 +353,8 @@ def parse():
         raise BadInput(f"--workers {args.workers}: more than {most}, four a core, are of no use")
     if args.z_scale is not None and not 0 <= args.z_scale < math.inf:
         raise BadInput(f"--z-scale {args.z_scale} must not be below 0, nor infinite")
+    if args.variety is not None and not 0 <= args.variety <= 1:
+        raise BadInput(f"--variety must lie in 0 .. 1, not {args.variety}")
     check_seed(args, "seed", below=START_SEEDS)  # an agent's simulators take it too
     most = max(MAX_STARTS, 20 * (args.episodes or 300))  # start states that may be tried
     check_seed(args, "start_seed", below=START_SEEDS, n=most)
@@ -363,6 +378,7 @@ def run_expert(args, task):
         states=args.states,
         start_seed=args.start_seed,
         workers=1 if args.one_process else args.workers,
+        variety=args.variety,
     )
     print(f"{args.out}: {len(lengths)} episodes of {tried} attempts, {tell(lengths)}")
 
@@ -410,6 +426,8 @@ def fill_way(args, task):
     for other, flags in WAYS.items():
         if other != way:
             refuse_flags(args, flags, f"{task.name}, which is recorded from {way}")
+    if not task.varies:
+        refuse_flags(args, ["variety"], f"{task.name}, whose expert does not vary")
     for name, value in WAYS[way].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -422,7 +440,7 @@ def main():
     task = task_named(args.task)
     way = fill_way(args, task)
     if way == "a task's own expert":
-        args.out = args.out or Path(__file__).parent / "demos" / f"{task.name}.npz"
+        args.out = args.out or Path(__file__).parent / "demos" / task.data[-1]
         check_output(args, "out")
         run_expert(args, task)
     elif way == "policies":

@@ -58,20 +58,25 @@ def bounds(y):
     return y.amin(0), y.amax(0)
 
 
-def data_ranges(obs, action):
+def data_ranges(obs, action, limits=None):
     """The ranges that a Policy normalises by, from all data: obs {name: (N, ...)}, action (N, D_a).
 
-    Pictures have none: their encoder scales them. Raises BadInput if numbers are so large that
-    their range is not finite as float32.
+    Pictures have none: their encoder scales them. limits: as Task.limits, ranges that go before the
+    data's. Raises BadInput if numbers are so large that their range is not finite as float32.
     """
     numbers = {name: bounds(y) for name, y in obs.items() if y.dtype != torch.uint8}
-    for name, (lo, hi) in {**numbers, "action": bounds(action)}.items():
+    numbers["action"] = bounds(action)
+    for name, given in (limits or {}).items():
+        fixed = torch.stack([torch.as_tensor(bound) for bound in given]).to(numbers[name][0])
+        lo, hi = torch.where(fixed.isnan(), torch.stack(numbers[name]), fixed)
+        numbers[name] = (lo, hi)
+    for name, (lo, hi) in numbers.items():
         if not ((hi - lo).isfinite() & (hi + lo).isfinite()).all():
             raise BadInput(
                 f"{name} has numbers from {lo.min():g} to {hi.max():g}: too large for float32, "
                 "give them in another unit"
             )
-    return {"obs": numbers, "action": bounds(action)}
+    return {"action": numbers.pop("action"), "obs": numbers}
 
 
 class Policy(nn.Module):

@@ -5,10 +5,14 @@ A demonstration of L steps holds an array for each observation, whatever its sha
   data/demo_0/obs/NAME     (L, ...), of a camera (L, H, W, 3) uint8
   data/demo_0/actions      (L, D_a)
   data/demo_0/rewards      (L,), may be missing
+  data/demo_0/states       (L, S) of the simulator, may be missing; if not, obs may be
+
+The attribute env_args of data is JSON text that says which environment it was.
 """
 
 import functools
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -26,6 +30,24 @@ def is_robomimic(path):
         return False
     with open_hdf5(path) as (_, f):
         return "data" in f and "episode_0" not in f
+
+
+def env_args(path):
+    """What a file of robomimic says of the environment that it was recorded in, as a dict.
+
+    Empty if it says nothing, or if `path` is no such file. Raises BadInput if it is damaged.
+    """
+    import h5py
+
+    path = Path(path)
+    if not path.is_file() or not is_robomimic(path):
+        return {}
+    with open_hdf5(path) as (file, f):
+        text = hdf5_node(f, "data", h5py.Group, file).attrs.get("env_args", "{}")
+        about = json.loads(text)
+        kwargs = about.get("env_kwargs", {})  # AttributeError if it is no dict
+        kwargs.items()
+        return about
 
 
 def robomimic_shapes(path):
@@ -63,12 +85,16 @@ def robomimic_demo(group, file):
     """The arrays {name: h5py.Dataset} of one demonstration, not read. Raises BadInput."""
     import h5py
 
-    obs = hdf5_node(group, "obs", h5py.Group, file)
-    arrays = {name: hdf5_array(obs, name, NUMBERS, file) for name in obs}
-    for name in ("action", "reward", "episode_ends"):
+    arrays = {}
+    if "obs" in group or "states" not in group:
+        obs = hdf5_node(group, "obs", h5py.Group, file)
+        arrays = {name: hdf5_array(obs, name, NUMBERS, file) for name in obs}
+    for name in ("action", "reward", "episode_ends", "states"):
         if name in arrays:
             raise BadInput(f"{file}: an observation is named {name}: name it otherwise")
     arrays["action"] = hdf5_array(group, "actions", NUMBERS, file)
+    if "states" in group:
+        arrays["states"] = hdf5_array(group, "states", NUMBERS, file)
     if "rewards" in group:
         arrays["reward"] = hdf5_array(group, "rewards", NUMBERS, file)
     lengths = {name: a.shape[:1] for name, a in arrays.items()}

@@ -90,6 +90,8 @@ class Task:
     observations: Callable = (
         None  # a file's arrays {name: array} -> {name: (N, ...)}; None: by name
     )
+    actions: Callable = None  # a file's arrays -> (N, D_a); None: its "action"
+    check: Callable = None  # (path): raises BadInput if a file was recorded in another environment
     render: Callable = None  # (arrays, path) -> {camera: (N, H, W, 3) uint8}, of a file without
     url: str = None  # the official archive, for `python data.py download`
     sha256: dict = field(default_factory=dict)  # array of the archive -> sha256 of its bytes
@@ -97,10 +99,13 @@ class Task:
     minari: str = None  # the data set's name in Minari, for `python data.py download`
     env_id: str = None  # the gymnasium id that Minari's data says it was recorded in
     expert: Callable = None  # (env, i, states) -> one demonstration's arrays, or None if it failed
+    varies: bool = False  # whether `expert` also takes variety=, from 0 to 1
     count_states: Callable = None  # states or None -> (path, recorded episodes), if it replays them
     draw: Callable = None  # (figure, episodes): a picture of the demonstrations
 
     # What the trainers take where a flag is not given, and what the paper reports.
+    limits: dict = field(default_factory=dict)  # "action" or an observation -> (lo (D,), hi (D,)),
+    #                                             mapped to -1 and 1; NaN: the data's own range
     stage1: dict = field(default_factory=dict)  # flags of dbp_train.py that have no fixed default
     stage2: dict = field(default_factory=dict)  # flags of dbpo_ppo.py; PPO_DEFAULTS are added
     paper: dict = field(default_factory=dict)  # method -> the paper's figure

@@ -103,6 +103,10 @@ def broken(at):
     with h5py.File(at / "unequal.hdf5", "w") as file:
         file["data/demo_0/actions"] = np.zeros((9, 2))
         file["data/demo_0/obs/state"] = np.zeros((8, 5))
+    with h5py.File(at / "can.hdf5", "w") as file:
+        file["data/demo_0/actions"] = np.zeros((9, 7))
+        file["data/demo_0/states"] = np.zeros((9, 71))
+        file["data"].attrs["env_args"] = '{"env_name": "PickPlaceCan"}'
     pictures = np.full((20, 8, 8, 3), 0.5, "f4")
     save_npz(at / "fractions.npz", keypoint=pictures, state=np.zeros((20, 5)))
 

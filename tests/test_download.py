@@ -601,3 +601,26 @@ def test_cli_bad_input(tmp_path):
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith("error: ") and "download failed" in done.stderr
+
+
+# ---- files of robomimic --------------------------------------------------------------------------
+
+
+def test_a_file_of_robomimic(tmp_path, server):
+    """An HDF5 file is opened, and then moved to its place in a folder; what fails is set aside."""
+    from test_pictures import write_robomimic
+
+    lift = dataclasses.replace(TASKS["lift"], url=server.url)
+    to = tmp_path / "to"
+    server.content = b"not a file of demonstrations"
+    refused(lambda: download.download(lift, to), "not installed", "damaged")
+    assert sorted(p.name for p in to.iterdir()) == [".lock", "lift_ph_low_dim_v15.hdf5.bad"]
+    write_robomimic(tmp_path / "x.hdf5", (5, 7))
+    server.content = (tmp_path / "x.hdf5").read_bytes()
+    path = download.download(lift, to)
+    assert path == to / "lift/ph/low_dim_v15.hdf5" == find(lift, to)
+    assert path.read_bytes() == server.content and not path.is_symlink()
+    assert not list(to.glob("*.part")) and not list(to.glob(".unpack*"))
+    assert download.download(lift, to) == path and len(server.seen) == 2
+    path.write_bytes(b"x")
+    refused(lambda: download.download(lift, to), "damaged", "move it away")

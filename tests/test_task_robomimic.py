@@ -1,0 +1,469 @@
+"""RoboMimic's tasks: the forms of an action, the simulators, and robomimic's own files.
+
+Tests with the fixture `lift`, `can` or `demonstration` need robosuite, those with `opengl` OpenGL
+too; they say so where they skip.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+import data
+from commands import BadInput
+from conftest import ROOT
+from envs import TASKS, make_env, make_vec
+from evaluate import rollout
+from formats import read, save_npz
+from policy import Normalizer, Policy, data_ranges
+from robomimic import env_args
+from robosuite_env import (
+    SCENES,
+    axis_angle_to_rot6d,
+    delta_to_rot6d,
+    from_rot6d,
+    rot6d_to_axis_angle,
+    to_rot6d,
+)
+from task_robomimic import proprio_names, reordered, seen_from_hand
+from test_formats import refused
+
+LIFT = TASKS["lift"]
+SEED = 7
+
+
+def needs_robosuite():
+    """Skip without robosuite."""
+    if importlib.util.find_spec("robosuite") is None:
+        pytest.skip(f"needs robosuite: pip install {LIFT.needs}")
+
+
+@pytest.fixture(scope="module")
+def lift():
+    """The simulator of lift, absolute actions."""
+    needs_robosuite()
+    return make_env(LIFT)
+
+
+@pytest.fixture(scope="module")
+def can():
+    """The simulator of can, delta actions."""
+    needs_robosuite()
+    return make_env(TASKS["can-delta"])
+
+
+@pytest.fixture(scope="module")
+def demonstration(lift):
+    """One of lift's expert: state, action, delta, qpos."""
+    return LIFT.expert(lift, SEED)
+
+
+@pytest.fixture(scope="module")
+def states(lift, demonstration):
+    """The simulator's states (L, S) before each action of the demonstration."""
+    _, info = lift.reset(seed=SEED)
+    found = [info["state"]]
+    for action in demonstration["action"][:-1]:
+        found.append(lift.step(action)[-1]["state"])
+    return np.stack(found)
+
+
+@pytest.fixture
+def opengl():
+    """Skip without OpenGL that draws into memory."""
+    from renderer import opengl
+
+    try:
+        opengl()
+    except BadInput as e:
+        pytest.skip(str(e))
+
+
+# ---- the forms of an action ----------------------------------------------------------------------
+
+
+def turned(n=200, seed=0):
+    """Rotations, among them those by pi, at which an axis-angle vector changes its sign."""
+    half = Rotation.from_rotvec(np.pi * np.eye(3))
+    return Rotation.concatenate([Rotation.random(n, random_state=seed), half])
+
+
+def test_rot6d_is_the_first_two_rows():
+    rotation = Rotation.from_euler("z", 90, degrees=True)
+    wanted = [[0, -1, 0, 1, 0, 0]]
+    np.testing.assert_allclose(to_rot6d(Rotation.concatenate([rotation])), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+def test_forms_of_an_action_are_the_same_goal(arms):
+    rotation = turned(197)
+    n = len(rotation) // arms
+    rng = np.random.default_rng(0)
+    action = rng.normal(size=(len(rotation), 10))
+    action[:, 3:9] = to_rot6d(rotation)
+    action = action.reshape(n, -1)
+    back = axis_angle_to_rot6d(rot6d_to_axis_angle(action))
+    np.testing.assert_allclose(back, action, atol=1e-5)
+    np.testing.assert_allclose(rot6d_to_axis_angle(action[0]), rot6d_to_axis_angle(action)[0])
+
+
+def test_rows_of_a_network_become_a_rotation():
+    """Rows of any length and angle: the first keeps its direction. Zeros are no error."""
+    rows = np.array([[2.0, 0, 0, 5, 0.5, 0], [0, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0.1]])
+    made = from_rot6d(rows).as_matrix()
+    np.testing.assert_allclose(made[0], np.eye(3), atol=1e-4)
+    np.testing.assert_allclose(made[1], np.eye(3), atol=1e-4)
+    np.testing.assert_allclose(made[2], [[0, 1, 0], [0, 0, 1], [1, 0, 0]], atol=1e-4)
+
+
+def test_a_delta_becomes_the_goal_of_the_controller():
+    """By hand: 0.05 m and 0.5 rad are 1, beyond which the controller clips."""
+    hand = np.array([[0.1, 0.2, 1.0]])
+    quat = Rotation.from_euler("z", 90, degrees=True).as_quat()[None]  # fingers: no turn at all
+    delta = np.array([[1, -0.5, 3, 0, 0, 2, -1.0]])
+    goal = delta_to_rot6d(delta, hand, quat)
+    c = np.cos(0.5)
+    s = np.sin(0.5)
+    wanted = [[0.15, 0.175, 1.05, c, -s, 0, s, c, 0, -1]]
+    np.testing.assert_allclose(goal, wanted, atol=1e-12)
+
+
+def test_rotations_are_normalised_as_they_are():
+    """A rotation that hardly changes is not stretched to [-1, 1]; a position is."""
+    rng = np.random.default_rng(0)
+    state = rng.uniform(0, 0.01, (50, 19))
+    action = rng.uniform(0, 0.01, (50, 10))
+    import torch
+
+    obs = {"state": torch.as_tensor(state)}
+    ranges = data_ranges(obs, torch.as_tensor(action), LIFT.limits)
+    normal = Normalizer(*ranges["action"])(torch.as_tensor(action, dtype=torch.float32))
+    np.testing.assert_allclose(normal[:, 3:], action[:, 3:], atol=1e-6)
+    assert normal[:, :3].amax() == pytest.approx(1, abs=1e-5)
+    lo, hi = ranges["obs"]["state"]
+    assert (hi == 1).nonzero().flatten().tolist() == [3, 4, 5, 6, 13, 14, 15, 16]
+    assert lo[0] == pytest.approx(state[:, 0].min())
+    for task in TASKS.values():
+        if task.suite == "robomimic":
+            for name, bounds in task.limits.items():
+                size = task.D_a if name == "action" else task.obs[name][0]
+                assert [len(bound) for bound in bounds] == [size, size], (task.name, name)
+
+
+# ---- the simulators ------------------------------------------------------------------------------
+
+CODE = """
+import hashlib, sys, numpy as np
+sys.path.insert(0, sys.argv[1])
+from envs import TASKS, make_env
+np.random.seed(int(sys.argv[2]))
+before = np.random.get_state()[1].tolist()
+env = make_env(TASKS["lift"])
+_, info = env.reset(seed=7)
+action = np.array([0, 0, 0.9, 0, 1, 0, 1, 0, 0, -1])
+for _ in range(3):
+    _, _, _, _, info = env.step(action)
+sizes = env.raw.sim.model._model.geom_size
+assert np.random.get_state()[1].tolist() == before
+print(hashlib.sha256(info["state"].tobytes() + sizes.tobytes()).hexdigest())
+"""
+
+
+def test_starts_are_the_same_in_every_process_and_nothing_is_said(lift):
+    """Sizes of objects are drawn too, when a simulator is made. numpy's own numbers go on."""
+    code = [sys.executable, "-c", CODE, ROOT]
+    runs = [subprocess.run([*code, n], capture_output=True, text=True) for n in ("1", "2")]
+    assert {run.stderr for run in runs} == {""}
+    assert len({run.stdout for run in runs}) == 1 and len(runs[0].stdout) == 65
+
+
+def test_a_seed_gives_the_same_episode_after_another_one(lift):
+    actions = np.random.default_rng(0).normal(size=(4, 10))
+    found = []
+    for seed in (3, 4, 3):
+        lift.reset(seed=seed)
+        found.append([lift.step(action)[-1]["state"] for action in actions][-1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert (found[0] != found[1]).any()
+
+
+def test_observations_are_those_of_robosuite(can):
+    """Asked for twice, since robosuite's hand sees where the object was when it was asked before.
+
+    A recorded state gives the observation that it gave in the episode.
+    """
+    rng = np.random.default_rng(0)
+    can.reset(seed=SEED)
+    for _ in range(5):
+        obs, _, _, _, info = can.step(rng.uniform(-1, 1, 7))
+    own = can.numbers()
+    can.raw._get_observations(force_update=True)
+    twice = can.raw._get_observations(force_update=True)
+    for name in own:
+        np.testing.assert_allclose(own[name], twice[name], atol=1e-6)
+    assert list(own) == ["object-state", *proprio_names("can")]
+    can.reset(seed=SEED + 1)
+    again, _ = can.reset(options={"state": info["state"]})
+    np.testing.assert_array_equal(again["state"], obs["state"])
+    refused(lambda: can.reset(options={"state": np.zeros(5)}), "(5,)", "can-delta, which has 71")
+
+
+@pytest.mark.parametrize("form", ["action", "delta"])
+def test_an_expert_succeeds_again(lift, demonstration, form):
+    """By its absolute actions and by its deltas, which end in the same places; success ends it."""
+    env = lift if form == "action" else make_env(TASKS["lift-delta"])
+    obs, _ = env.reset(seed=SEED)
+    L = len(demonstration["state"])
+    for t, action in enumerate(demonstration[form]):
+        np.testing.assert_allclose(obs["state"], demonstration["state"][t], atol=1e-4)
+        obs, reward, terminated, _, info = env.step(action)
+        assert (reward, terminated, info["is_success"]) == ((t == L - 1),) * 3
+
+
+def test_a_policy_is_rolled_out(lift):
+    """50 chunks of 8 are an episode of 400 steps; here the first, of two episodes."""
+    shape = {"task": "lift", "obs": LIFT.specs, "D_a": 10, "T_o": 2, "T_p": 16, "T_a": 8}
+    ones = (-np.ones(10), np.ones(10))
+    ranges = {"obs": {"state": (-np.ones(19), np.ones(19))}, "action": ones}
+    short = dataclasses.replace(LIFT, steps=8)
+    r = rollout(Policy({**shape, "dims": [8, 8]}, ranges), short, [1, 2], workers=False)
+    assert r.rewards.shape[0] == 2 and not r.success.any()
+
+
+def test_without_robosuite(monkeypatch):
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    words = ("lift needs robosuite", "pip install --no-deps robosuite==1.5.1")
+    refused(lambda: make_env(LIFT), *words)
+    refused(lambda: make_vec(LIFT, 1, workers=False), *words)
+
+
+def test_a_picture_is_drawn_where_it_is_looked_at(lift, opengl):
+    env = make_env(TASKS["lift-image"])
+    obs, _ = env.reset(seed=SEED)
+    assert "renderer" not in vars(env) and env.observation_space.contains(seen(obs))
+    first = seen(obs)
+    later, *_ = env.step(np.array([0.1, 0, 0.9, 0, 1, 0, 1, 0, 0, -1]))
+    np.testing.assert_array_equal(np.asarray(obs["agentview"]), first["agentview"])
+    assert (np.asarray(later["robot0_eye_in_hand"]) != first["robot0_eye_in_hand"]).any()
+    assert env.render().shape == (256, 256, 3) and env.render().std() > 10
+
+
+def seen(obs):
+    """The observation with its pictures drawn."""
+    return {name: np.asarray(a) for name, a in obs.items()}
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def write_file(path, arrays, attrs=None, lengths=None):
+    """Write robomimic's HDF5: arrays by their places in a demonstration, env_args as attrs."""
+    lengths = lengths or [len(next(iter(arrays.values())))]
+    ends = np.cumsum(lengths)
+    with h5py.File(path, "w") as f:
+        for i, (end, L) in enumerate(zip(ends, lengths)):
+            for place, a in arrays.items():
+                f[f"data/demo_{i}/{place}"] = a[end - L : end]
+        if attrs is not None:
+            f["data"].attrs["env_args"] = json.dumps(attrs)
+    return path
+
+
+def osc(**change):
+    """What v1.5 files say of a controller."""
+    part = {
+        "type": "OSC_POSE",
+        "input_max": 1,
+        "input_min": -1,
+        "kp": 150,
+        "impedance_mode": "fixed",
+    }
+    part |= {"output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3}
+    part |= {"input_type": "delta", "input_ref_frame": "world", **change}
+    return {"type": "BASIC", "body_parts": {"right": part}}
+
+
+def made_in(env="Lift", version="1.5.1", controller=None, **kwargs):
+    """The env_args of a file."""
+    kwargs = {"controller_configs": controller or osc(), "control_freq": 20, **kwargs}
+    return {"env_name": env, "env_version": version, "type": 1, "env_kwargs": kwargs}
+
+
+def made_up(scene, n=30, seed=0):
+    """Observations by their places in a file of v1.5, deltas, and the states that follow of them.
+
+    The hands point down. What a hand sees of an object is right.
+    """
+    rng = np.random.default_rng(seed)
+    arms = SCENES[scene].arms
+    obs = {}
+    for i in range(arms):
+        obs[f"robot{i}_eef_pos"] = rng.normal(size=(n, 3))
+        turn = Rotation.from_rotvec(rng.normal(np.pi, 0.1, (n, 1)) * [1, 0, 0])
+        obs[f"robot{i}_eef_quat"] = turn.as_quat()
+        obs[f"robot{i}_gripper_qpos"] = rng.normal(size=(n, 2))
+    objects = rng.normal(size=(n, SCENES[scene].n_object))
+    for first in SCENES[scene].quaternions:
+        objects[:, first : first + 4] = Rotation.random(n, random_state=first).as_quat()
+    hand = [obs["robot0_eef_pos"], obs["robot0_eef_quat"]]
+    obs["object"] = seen_from_hand(scene, objects, *hand)
+    delta = rng.uniform(-1, 1, (n, 7 * arms))
+    return {f"obs/{name}": a for name, a in obs.items()} | {"actions": delta}
+
+
+def older(scene, objects):
+    """The objects' state as robosuite 1.4 tells it."""
+    made = objects.copy()
+    if scene == "lift":
+        made[:, 7:10] *= -1
+    if scene in ("can", "square", "tool-hang"):
+        for first in range(0, made.shape[1] - 13, 14):
+            blocks = [objects[:, first + 7 : first + 14], objects[:, first : first + 7]]
+            made[:, first : first + 14] = np.concatenate(blocks, 1)
+    return made
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_official_files_of_both_versions_are_read_alike(tmp_path, scene):
+    """Deltas become goals, and the objects' state comes first, in the order of 1.5."""
+    arrays = made_up(scene)
+    task = TASKS[scene]
+    env = SCENES[scene].env
+    new = write_file(tmp_path / "new.hdf5", arrays, made_in(env), [12, 18])
+    changed = {**arrays, "obs/object": older(scene, arrays["obs/object"])}
+    flat = osc()["body_parts"]["right"] | {"control_delta": True}
+    flat.pop("input_ref_frame")
+    old = write_file(tmp_path / "old.hdf5", changed, made_in(env, "1.4.1", flat), [12, 18])
+    episodes = data.load(task, new)
+    numbers = [arrays["obs/object"], *(arrays[f"obs/{name}"] for name in proprio_names(scene))]
+    np.testing.assert_allclose(episodes.obs["state"], np.concatenate(numbers, 1), atol=1e-5)
+    assert episodes.lengths.tolist() == [12, 18]
+    again = data.load(task, old)
+    np.testing.assert_allclose(again.obs["state"], episodes.obs["state"], atol=1e-5)
+    arms = range(SCENES[scene].arms)
+    poses = [
+        np.concatenate([arrays[f"obs/robot{i}_{part}"] for i in arms], 1)
+        for part in ("eef_pos", "eef_quat")
+    ]
+    wanted = delta_to_rot6d(arrays["actions"], *poses)
+    np.testing.assert_allclose(episodes.action, wanted, atol=1e-5)
+    deltas = data.load(TASKS[f"{scene}-delta"], new)
+    np.testing.assert_allclose(deltas.action, arrays["actions"], atol=1e-6)
+    absolute = {**arrays, "actions": rot6d_to_axis_angle(wanted)}
+    path = write_file(tmp_path / "abs.hdf5", absolute, made_in(env))
+    np.testing.assert_allclose(data.load(task, path).action, wanted, atol=1e-5)
+    refused(lambda: data.load(TASKS[f"{scene}-delta"], path), "absolute", f"{scene} takes them")
+
+
+def test_the_order_of_poses_is_found_where_what_is_seen_lags():
+    """In 1.5 the hand sees the object where it was a step before: 1 cm off is no other order."""
+    arrays = made_up("square")
+    objects = arrays["obs/object"].copy()
+    objects[:, :3] += 0.01
+    hand = arrays["obs/robot0_eef_pos"]
+    np.testing.assert_array_equal(reordered(objects, hand), objects)
+    np.testing.assert_array_equal(reordered(older("square", objects), hand), objects)
+
+
+@pytest.mark.parametrize(
+    "attrs, words",
+    [
+        (made_in("PickPlaceCan"), "recorded in PickPlaceCan, but lift is Lift"),
+        (made_in(version="1.3.0"), "recorded in robosuite 1.3.0"),
+        (made_in(control_freq=10), "recorded at 10 Hz, but lift is run at 20"),
+        (made_in(controller=osc(type="JOINT_VELOCITY")), "controller of type JOINT_VELOCITY"),
+        (made_in(controller=osc(kp=100)), "controller of kp 100, but lift has 150"),
+        (made_in(controller=osc(output_max=0.1)), "controller of output_max 0.1"),
+        ({"env_kwargs": [1]}, "is not HDF5 of Minari or robomimic, or is damaged"),
+        ([1], "is not HDF5 of Minari or robomimic, or is damaged"),
+    ],
+)
+def test_files_of_another_environment(tmp_path, attrs, words):
+    path = write_file(tmp_path / "x.hdf5", made_up("lift"), attrs)
+    refused(lambda: data.load(LIFT, path), words)
+
+
+def test_deltas_in_the_frame_of_a_base(tmp_path):
+    """The bases of transport's arms are turned; those of the others are not."""
+    base = osc(input_ref_frame="base")
+    path = write_file(tmp_path / "x.hdf5", made_up("lift"), made_in(controller=[base]))
+    data.load(LIFT, path)
+    attrs = made_in("TwoArmTransport", controller=[base, base])
+    path = write_file(tmp_path / "y.hdf5", made_up("transport"), attrs)
+    refused(lambda: data.load(TASKS["transport"], path), "the frame of each arm's base")
+
+
+def test_env_args(tmp_path):
+    path = write_file(tmp_path / "x.hdf5", {"actions": np.zeros((3, 7)), "obs/a": np.zeros((3, 1))})
+    assert env_args(path) == {} == env_args(tmp_path)
+    with h5py.File(path, "a") as f:
+        f["data"].attrs["env_args"] = np.arange(3)
+    refused(lambda: env_args(path), "damaged")
+    with h5py.File(path, "a") as f:
+        f["data"].attrs["env_args"] = "[" * 100_000
+    refused(lambda: env_args(path), "damaged")
+
+
+def test_files_of_something_else(tmp_path):
+    """Deltas given to an absolute task as npz, which has no hands; actions of another size."""
+    whole = {"state": np.zeros((30, 19)), "episode_ends": np.array([30])}
+    delta = np.zeros((30, 7))
+    save_npz(tmp_path / "x.npz", **whole, action=delta)
+    refused(lambda: data.load(LIFT, tmp_path / "x.npz"), "lacks robot0_eef_pos")
+    save_npz(tmp_path / "x.npz", **whole, action=np.zeros((30, 10)))
+    words = ("(30, 10) are no deltas", "lift takes them")
+    refused(lambda: data.load(TASKS["lift-delta"], tmp_path / "x.npz"), *words)
+    save_npz(tmp_path / "x.npz", **whole, action=np.zeros((30, 4)))
+    refused(lambda: data.load(LIFT, tmp_path / "x.npz"), "action has shape (30, 4)")
+    arrays = made_up("lift")
+    del arrays["obs/object"]
+    path = write_file(tmp_path / "x.hdf5", arrays, made_in())
+    refused(lambda: data.load(LIFT, path), "lacks object")
+
+
+def test_a_camera_that_is_missing(tmp_path):
+    arrays = made_up("lift") | {"obs/agentview_image": np.zeros((30, 84, 84, 3), np.uint8)}
+    path = write_file(tmp_path / "x.hdf5", arrays, made_in())
+    words = ("no pictures of robot0_eye_in_hand", "neither qpos nor states")
+    refused(lambda: data.load(TASKS["lift-image"], path), *words)
+    arrays["obs/robot0_eye_in_hand_image"] = np.ones((30, 84, 84, 3), np.uint8)
+    path = write_file(tmp_path / "y.hdf5", arrays, made_in())
+    episodes = data.load(TASKS["lift-image"], path)
+    assert episodes.obs["robot0_eye_in_hand"].min() == 1 and episodes.obs["proprio"].shape == (
+        30,
+        9,
+    )
+
+
+def test_a_file_of_states_alone(tmp_path, lift, demonstration, states):
+    """demo_v15.hdf5: no observations; the simulator tells them, and goals of the deltas."""
+    arrays = {"actions": demonstration["delta"], "states": states}
+    path = write_file(tmp_path / "x.hdf5", arrays, made_in())
+    assert set(read(path)) == {"action", "states", "episode_ends"}
+    episodes = data.load(LIFT, path)
+    np.testing.assert_allclose(episodes.obs["state"], demonstration["state"], atol=1e-4)
+    np.testing.assert_allclose(episodes.action, demonstration["action"], atol=1e-4)
+
+
+def test_pictures_are_drawn_of_what_was_recorded(tmp_path, demonstration, states, opengl):
+    """From an expert's file and from robomimic's, the same as in the episode."""
+    first = {name: a[:5] for name, a in demonstration.items()}
+    save_npz(tmp_path / "lift.npz", **first, episode_ends=np.array([5]))
+    task = TASKS["lift-image"]
+    loaded = data.load(task, tmp_path / "lift.npz").obs
+    env = make_env(task)
+    obs, _ = env.reset(options={"state": states[3]})
+    for name in task.obs:
+        np.testing.assert_allclose(loaded[name][3], np.asarray(obs[name]), atol=2e-3)
+    arrays = {"actions": first["delta"], "states": states[:5]}
+    other = data.load(task, write_file(tmp_path / "x.hdf5", arrays, made_in())).obs
+    np.testing.assert_array_equal(other["agentview"], loaded["agentview"])
+    small = {**first, "qpos": first["qpos"][:, :9]}
+    save_npz(tmp_path / "bad.npz", **small, episode_ends=np.array([5]))
+    refused(lambda: data.load(task, tmp_path / "bad.npz"), "(5, 9) cannot be drawn", "16")
