@@ -2,7 +2,7 @@
 
 A `Renderer` draws positions, not a running simulator: it keeps a copy of the model, in which it
 may change what it likes, and brings the copy's poses up to date itself. What it leaves out costs
-much in software and shows little in a small picture:
+much in software and shows little in a small picture (note 40):
 
   reflections and shadows     each draws the scene once more
   multisampling               each pixel is drawn once; `smooth` draws four and takes their mean

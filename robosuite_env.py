@@ -77,8 +77,9 @@ def make_raw(name, absolute=False, horizon=None):
 
     Actions are deltas, or, if `absolute`, axis-angle. robosuite takes the sizes of the cube and of
     the hammer from numpy's random numbers when it makes a simulator: here they are the same in
-    every process, and those numbers go on as if nothing had been taken. horizon: steps after which
-    robosuite tells of the end; None: it never does. Raises BadInput if a package is missing.
+    every process (note 43), and those numbers go on as if nothing had been taken. horizon: steps
+    after which robosuite tells of the end; None: it never does. Raises BadInput if a package is
+    missing.
     """
     logging.getLogger("robosuite_logs").addFilter(is_error)  # five warnings at import
     try:

@@ -76,7 +76,7 @@ class RoboMimic(gym.Env):
     reset(options={"state": v}) for a recorded state v, which info["state"] tells: time, positions
     and velocities. Observations depend on the positions alone, and are the same in an episode and
     of its recorded states. robosuite's own are of a simulator's step (2 ms) before, and what the
-    hand sees of an object that of a control step before.
+    hand sees of an object that of a control step before (note 41).
     """
 
     render_mode = "rgb_array"
@@ -442,7 +442,7 @@ def limits(scene, image, delta):
     """Task.limits: of rotations, grippers and deltas -1 and 1, as they are; of the rest the data's.
 
     Stretched to their ranges in the data, the noise of rotations that hardly change would count as
-    much as a motion does. Diffusion Policy leaves them as they are, too.
+    much as a motion does. Diffusion Policy leaves them as they are, too (note 42).
     """
     n = 0 if image else SCENES[scene].n_object
     arms = SCENES[scene].arms

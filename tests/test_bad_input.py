@@ -34,6 +34,7 @@ import lerobot_writer
 import report
 import reproduce
 import runs
+import seen
 import toy
 from conftest import write_demos
 from files import load_torch, save_torch
@@ -46,7 +47,7 @@ COMMANDS = {
     "dbp_train.py": lambda: dbp_train.train(dbp_train.parse()),
     "dbpo_ppo.py": lambda: dbpo_ppo.train(dbpo_ppo.parse()),
 }
-for module in (bench, data, envs, evaluate, experts, figures, report, reproduce, runs, toy):
+for module in (bench, data, envs, evaluate, experts, figures, report, reproduce, runs, seen, toy):
     COMMANDS[f"{module.__name__}.py"] = module.main
 
 WORDS = {  # what is not easily typed
