@@ -12,6 +12,7 @@ an axis-angle vector changes its sign. The actions of two arms follow one anothe
 """
 
 import logging
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,10 +83,13 @@ def make_raw(name, absolute=False, horizon=None):
     missing.
     """
     logging.getLogger("robosuite_logs").addFilter(is_error)  # five warnings at import
+    opengl = os.environ.get("MUJOCO_GL")
     try:
         import robosuite
     except ImportError as e:
         raise not_importable(Package(name), e) from e
+    if opengl is None:  # robosuite says egl then, also where there is none
+        os.environ.pop("MUJOCO_GL", None)
     scene = SCENES[name]
     config = robosuite.load_composite_controller_config(robot="Panda")
     arm = config["body_parts"]["right"]

@@ -467,3 +467,16 @@ def test_pictures_are_drawn_of_what_was_recorded(tmp_path, demonstration, states
     small = {**first, "qpos": first["qpos"][:, :9]}
     save_npz(tmp_path / "bad.npz", **small, episode_ends=np.array([5]))
     refused(lambda: data.load(task, tmp_path / "bad.npz"), "(5, 9) cannot be drawn", "16")
+
+
+def test_robosuite_does_not_choose_opengl_for_others():
+    """Its import sets MUJOCO_GL, which programs that are begun later would inherit."""
+    code = (
+        "import os\n"
+        "os.environ.pop('MUJOCO_GL', None)\n"
+        "from robosuite_env import make_raw\n"
+        "make_raw('lift')\n"
+        "print(os.environ.get('MUJOCO_GL'))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout == "None\n", told.stderr
