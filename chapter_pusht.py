@@ -356,13 +356,13 @@ def images(results):
     yield bullets(
         f"""**The clump.** Plain training begins with hypotheses that lie nearly in one point
         (diversity {by_seed(plain, 3, "least_diversity")} at the least, seed by seed) and leaves it
-        by itself, at step 500 at the latest. `--spread 1` never enters it, and gains nothing over
+        by itself, by step 600 at the latest. `--spread 1` never enters it, and gains nothing over
         3000 steps: {paired(spread, plain).text()} on the 200 starts. So the default stays
         plain.""",
         f"""**What holds images back is the pose.** Encoders that were first taught the key points
         gain {paired(taught, plain).text()}. They see them 11 to 15 pixels off by then (RMS over a
         batch; a script that is not kept). A policy that is given the key points has 0.79 after as
         many steps (the table of flags). The encoder could do better: regression alone brings it to
-        26 pixels after 1200 steps of 32 pictures and to 5 after 6000, on 21 episodes that it has
+        26 pixels after 1200 steps of 32 pictures and to 5 after 6000, on 20 episodes that it has
         not seen (three CPU minutes; one run). The policy's loss teaches it slowly.""",
     )
