@@ -266,6 +266,7 @@ def read_ckpt(folder):
 
 def read_state1(folder):
     """What dbp_train.py does with --resume, up to the step that it goes on from."""
+    import dbp_report
     import dbp_train
     from ranks import ALONE
     from saves import Interrupts, claimed
@@ -277,7 +278,7 @@ def read_state1(folder):
         task = dbp_train.resolve(args)
         with claimed(args, ALONE):
             training = dbp_train.Training(args, task, ALONE)
-            report = dbp_train.Report(training, Interrupts())
+            report = dbp_report.Report(training, Interrupts())
             report.bar.close()
             training.budget.more(training.step)
             still(training.policy)

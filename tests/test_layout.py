@@ -33,7 +33,7 @@ FLOORS = (
     ),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
-    ("data", "modes", "seen", "dbpo_noise", "dbpo_flags"),
+    ("data", "modes", "seen", "dbpo_noise", "dbp_flags", "dbp_report", "dbpo_flags"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "verdicts", "figures"),
     ("chapter_pusht", "chapter_ablations", "chapter_stage2"),
