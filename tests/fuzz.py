@@ -333,15 +333,16 @@ def read_flags(folder):
 
 def read_logs(folder):
     """What reads log.jsonl: runs.py, --resume and reproduce.py."""
-    import reproduce
+    import reproduce_runs
+    import reproduce_stage2
     import runs
 
     out = folder / "run"
 
     def finished():
-        log = reproduce.finished("dbpo_ppo.py", out)
-        reproduce.values(log, "minutes")
-        reproduce.add_curve(folder / "curve.csv", "run", log)
+        log = reproduce_runs.finished("dbpo_ppo.py", out)
+        reproduce_runs.values(log, "minutes")
+        reproduce_stage2.add_curve(folder / "curve.csv", "run", log)
 
     def go_on():
         runs.claim(argparse.Namespace(out=out, resume=True)).release()

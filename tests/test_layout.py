@@ -37,7 +37,8 @@ FLOORS = (
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "verdicts", "figures"),
     ("chapter_pusht", "chapter_ablations", "chapter_stage2"),
-    ("report",),
+    ("report", "reproduce_runs"),
+    ("reproduce_clouds", "reproduce_stage2"),
     ("reproduce",),
 )
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
