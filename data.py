@@ -70,16 +70,17 @@ class Episodes:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def load(task, path=None, episodes=None, max_gb=MAX_GB):
+def load(task, path=None, episodes=None, max_gb=MAX_GB, filter_key=None):
     """The task's Episodes at find(task, path), or the first `episodes` of them. Raises BadInput.
 
-    It is raised before memory is taken if the arrays, or the index of their windows, need more than
+    filter_key: of a file of robomimic only the episodes that this filter of it lists. BadInput
+    is raised before memory is taken if the arrays, or the index of their windows, need more than
     max_gb GB.
     """
     path = find(task, path)
     if task.check:
         task.check(path)
-    loaded = assemble(read(path, arrays_of(task), max_gb), task, path)
+    loaded = assemble(read(path, arrays_of(task), max_gb, filter_key), task, path)
     index = (len(loaded.action), task.T_p)  # of Windows
     check_size({"windows": (index, np.dtype(np.int64))}, path, max_gb)
     check_origin(task, path)

@@ -31,7 +31,7 @@ import numpy as np
 from commands import BadInput
 from files import brief
 from pictures import cached_pictures
-from robomimic import env_args
+from robomimic_format import env_args
 from robosuite_env import (
     DELTA,
     PACKAGES,

@@ -22,7 +22,7 @@ from envs import TASKS, make_env, make_vec
 from evaluate import rollout
 from formats import read, save_npz
 from policy import Normalizer, Policy, data_ranges
-from robomimic import env_args
+from robomimic_format import env_args
 from robosuite_env import (
     SCENES,
     axis_angle_to_rot6d,

@@ -6,8 +6,10 @@ A demonstration of L steps holds an array for each observation, whatever its sha
   data/demo_0/actions      (L, D_a)
   data/demo_0/rewards      (L,), may be missing
   data/demo_0/states       (L, S) of the simulator, may be missing; if not, obs may be
+  mask/NAME                the demonstrations of a filter: b"demo_0", b"demo_7", ...
 
-The attribute env_args of data is JSON text that says which environment it was.
+The attribute env_args of data is JSON text that says which environment it was. The attribute
+model_file of a demonstration is the XML text of its own simulator.
 """
 
 import functools
@@ -22,6 +24,8 @@ from commands import BadInput
 from files import MAX_GB, NUMBERS, brief, check_size
 from hdf5 import MAX_EPISODES, hdf5_array, hdf5_node, minari_file, open_hdf5
 from pictures import BLOCK, are_pictures, at_once, cached_pictures
+
+MAX_NAME = 100  # bytes of a demonstration's name in a filter
 
 
 def is_robomimic(path):
@@ -56,10 +60,11 @@ def robomimic_shapes(path):
         return robomimic_declared(robomimic_layout(f, file))
 
 
-def robomimic_layout(f, file):
+def robomimic_layout(f, file, filter_key=None):
     """The demonstrations of an open file: a list of {name: h5py.Dataset (L, ...)}, not read.
 
-    Raises BadInput unless all have the same arrays, each of one length in a demonstration.
+    filter_key: only those that mask/`filter_key` lists. Raises BadInput unless all have the same
+    arrays, each of one length in a demonstration.
     """
     import h5py
 
@@ -69,6 +74,8 @@ def robomimic_layout(f, file):
     numbers = sorted(int(name[5:]) for name in data if re.fullmatch(r"demo_\d{1,9}", name))
     if not numbers:
         raise BadInput(f"{file} holds no data/demo_0, data/demo_1, ...: it is not of robomimic")
+    if filter_key is not None:
+        numbers = filtered(f, filter_key, numbers, file)
     demos = [robomimic_demo(hdf5_node(data, f"demo_{n}", h5py.Group, file), file) for n in numbers]
     first = {name: (a.shape[1:], a.dtype) for name, a in demos[0].items()}
     for n, demo in zip(numbers, demos):
@@ -79,6 +86,26 @@ def robomimic_layout(f, file):
                     "demonstrations must have the same arrays"
                 )
     return demos
+
+
+def filtered(f, filter_key, numbers, file):
+    """Those of the demonstrations' numbers, in order, that a filter lists. Raises BadInput."""
+    import h5py
+
+    masks = hdf5_node(f, "mask", h5py.Group, file) if "mask" in f else {}
+    if filter_key not in list(masks):
+        has = f"it has {brief(', '.join(masks), 300)}" if len(masks) else "it has none"
+        raise BadInput(f"{file} has no filter {brief(filter_key)}: {has}")
+    listed = hdf5_array(masks, filter_key, "S", file)
+    where = f"{file}: {listed.name}"
+    if listed.ndim != 1 or len(listed) > MAX_EPISODES or listed.dtype.itemsize > MAX_NAME:
+        raise BadInput(f"{where} {listed.shape} {listed.dtype} is no list of demonstrations' names")
+    names = {name.decode(errors="replace") for name in listed[...]}
+    unknown = names - {f"demo_{n}" for n in numbers}
+    if unknown or not names:
+        what = f"demonstrations that are not there: {brief(', '.join(sorted(unknown)), 100)}"
+        raise BadInput(f"{where} lists {what if unknown else 'no demonstration'}")
+    return [n for n in numbers if f"demo_{n}" in names]
 
 
 def robomimic_demo(group, file):
@@ -119,15 +146,15 @@ def robomimic_declared(demos):
     return declared | {"episode_ends": ((len(demos),), np.dtype(np.int64))}
 
 
-def read_robomimic(path, names=None, max_gb=MAX_GB):
+def read_robomimic(path, names=None, max_gb=MAX_GB, filter_key=None):
     """The arrays of a file of robomimic, or those of them in `names`. Raises BadInput.
 
-    Observations keep their names; action (N, D_a) and reward (N,) are float32. Pictures
+    filter_key: only the demonstrations that mask/`filter_key` lists. Observations keep their names; action (N, D_a) and reward (N,) are float32. Pictures
     (N, H, W, C) are uint8, from a cache. episode_ends (E,) is int64, cumulative.
     """
     arrays = {}
     with open_hdf5(path) as (file, f):
-        demos = robomimic_layout(f, file)
+        demos = robomimic_layout(f, file, filter_key)
         ends = np.cumsum([len(demo["action"]) for demo in demos])
         declared = {
             name: what
@@ -144,7 +171,7 @@ def read_robomimic(path, names=None, max_gb=MAX_GB):
                 arrays[name] = ends
             elif are_pictures(shape, dtype):
                 make = functools.partial(robomimic_blocks, demos, name)
-                key = f"{hdf5_key(file)} {shape} {ends.tolist()}"
+                key = f"{hdf5_key(file)} {shape} {ends.tolist()} {filter_key}"
                 arrays[name] = cached_pictures(file, name, shape, key, make, max_gb)
             else:
                 arrays[name] = np.empty(shape, dtype)
