@@ -47,7 +47,9 @@ def read(path, names=None, max_gb=MAX_GB, filter_key=None):
     path = Path(path)
     with refusing(f"{path} cannot be read"):
         if filter_key is not None and not is_robomimic(path):
-            raise BadInput(f"--filter: {path} is no HDF5 file of robomimic, which alone has filters")
+            raise BadInput(
+                f"--filter: {path} is no HDF5 file of robomimic, which alone has filters"
+            )
         if is_lerobot(path):
             return read_lerobot(path, names, max_gb)
         if is_robomimic(path):

@@ -21,7 +21,8 @@ FLOORS = (
     ("robomimic_format", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
-    ("experts_robomimic",),
+    ("experts_robomimic", "recorded_robomimic"),
+    ("robomimic_env",),
     (
         "baselines",
         "beyond",

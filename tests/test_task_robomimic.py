@@ -22,6 +22,7 @@ from envs import TASKS, make_env, make_vec
 from evaluate import rollout
 from formats import read, save_npz
 from policy import Normalizer, Policy, data_ranges
+from recorded_robomimic import poses_of_15, proprio_names, seen_from_hand
 from robomimic_format import env_args
 from robosuite_env import (
     SCENES,
@@ -31,7 +32,6 @@ from robosuite_env import (
     rot6d_to_axis_angle,
     to_rot6d,
 )
-from task_robomimic import proprio_names, reordered, seen_from_hand
 from test_formats import refused
 
 LIFT = TASKS["lift"]
@@ -211,7 +211,7 @@ def test_observations_are_those_of_robosuite(can):
     can.reset(seed=SEED + 1)
     again, _ = can.reset(options={"state": info["state"]})
     np.testing.assert_array_equal(again["state"], obs["state"])
-    refused(lambda: can.reset(options={"state": np.zeros(5)}), "(5,)", "can-delta, which has 71")
+    refused(lambda: can.reset(options={"state": np.zeros(5)}), "(5,)", "not of can, which has 71")
 
 
 @pytest.mark.parametrize("form", ["action", "delta"])
@@ -367,8 +367,8 @@ def test_the_order_of_poses_is_found_where_what_is_seen_lags():
     objects = arrays["obs/object"].copy()
     objects[:, :3] += 0.01
     hand = arrays["obs/robot0_eef_pos"]
-    np.testing.assert_array_equal(reordered(objects, hand), objects)
-    np.testing.assert_array_equal(reordered(older("square", objects), hand), objects)
+    np.testing.assert_array_equal(poses_of_15(objects, hand), objects)
+    np.testing.assert_array_equal(poses_of_15(older("square", objects), hand), objects)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_pictures_are_drawn_of_what_was_recorded(tmp_path, demonstration, states
     np.testing.assert_array_equal(other["agentview"], loaded["agentview"])
     small = {**first, "qpos": first["qpos"][:, :9]}
     save_npz(tmp_path / "bad.npz", **small, episode_ends=np.array([5]))
-    refused(lambda: data.load(task, tmp_path / "bad.npz"), "(5, 9) cannot be drawn", "16")
+    refused(lambda: data.load(task, tmp_path / "bad.npz"), "(5, 9) do not fit", "16")
 
 
 def test_robosuite_does_not_choose_opengl_for_others():
