@@ -192,7 +192,7 @@ def read_robomimic(path, names=None, max_gb=MAX_GB, filter_key=None):
 def model_files(demos, file, max_gb):
     """{"model_file": (E, n) uint8} of the demonstrations, {} unless all have one. BadInput."""
     texts = [demo["action"].parent.attrs.get(MODEL) for demo in demos]
-    if None in texts:
+    if any(text is None for text in texts):
         return {}
     if not all(isinstance(text, str) and len(text) <= MAX_XML for text in texts):
         raise BadInput(
