@@ -505,8 +505,8 @@ def export(task, source, out, *, max_gb=MAX_GB, filter_key=None):
     arrays = read(path, arrays_of(task), max_gb, filter_key)
     episodes = assemble(arrays, task, path)
     with refusing(f"{path}: robomimic's arrays cannot be made of it"):
-        parts, about, model_file = task.export(arrays, path)
-        save_robomimic(out, parts, episodes.ends, about, model_file)
+        parts, about, model_files = task.export(arrays, path)
+        save_robomimic(out, parts, episodes.ends, about, model_files)
     print(f"{out}: {len(episodes)} episodes, {len(episodes.action)} steps")
 
 

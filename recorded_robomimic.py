@@ -10,6 +10,8 @@ outside: nothing of it is compiled, and no more than the sizes and places of kno
 cylinders is taken out of it.
 """
 
+import os
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,9 +19,9 @@ import numpy as np
 from commands import BadInput
 from files import brief
 from robomimic_format import env_args
-from robosuite_env import HZ, REACH, SCENES
+from robosuite_env import HZ, REACH, SCENES, package, settings
 
-PARTS = ("eef_pos", "eef_quat", "gripper_qpos")  # of what "proprio" holds of an arm
+PARTS = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}  # numbers of "proprio" of an arm
 POSES = ("can", "square", "tool-hang")  # scenes that tell each object by two poses, 14 numbers
 SIZES = ("geom_size", "geom_pos", "geom_aabb", "geom_rbound")  # what `resize` changes in a model
 # Transport's numbers: the poses of the objects and the bins, whether the hammer and the cube are
@@ -37,8 +39,16 @@ def hands(scene, numbers):
     """The hands' positions (N, 3 an arm) and quaternions (N, 4 an arm) of robosuite's names."""
     arms = range(SCENES[scene].arms)
     return tuple(
-        np.concatenate([numbers[f"robot{i}_{part}"] for i in arms], 1) for part in PARTS[:2]
+        np.concatenate([numbers[f"robot{i}_{part}"] for i in arms], 1)
+        for part in ("eef_pos", "eef_quat")
     )
+
+
+def named_parts(scene, state):
+    """{robosuite's name: (N, ...)} of the parts of states (N, S), with the objects' as "object"."""
+    names = ["object", *proprio_names(scene)]
+    sizes = [SCENES[scene].n_object, *[*PARTS.values()] * SCENES[scene].arms]
+    return dict(zip(names, np.split(state, np.cumsum(sizes)[:-1], 1)))
 
 
 # ---- the objects' numbers ------------------------------------------------------------------------
@@ -229,6 +239,25 @@ def check_controller(arm, scene, path, version):
 
 
 # ---- a file for robomimic ------------------------------------------------------------------------
+
+
+def env_args_of(scene):
+    """What env_args says of the environment of a scene here, with delta actions."""
+    return {
+        "env_name": SCENES[scene].env,
+        "env_version": package(scene).__version__,
+        "type": 1,  # robomimic's number of robosuite
+        "env_kwargs": {**settings(scene), "lite_physics": True, "reward_shaping": False},
+    }
+
+
+def model_file_of(raw, scene):
+    """The XML text of robosuite's environment of a scene.
+
+    The places of its meshes begin with robosuite's name, by which robosuite finds them again.
+    """
+    home = Path(package(scene).__file__).parent.parent
+    return raw.model.get_xml().replace(f"{home}{os.sep}", "")
 
 
 def states_of(model, qpos, ends):

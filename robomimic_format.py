@@ -222,12 +222,12 @@ def hdf5_key(file):
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def save_robomimic(path, arrays, ends, about, model_file):
+def save_robomimic(path, arrays, ends, about, model_files):
     """Write demonstrations as a file that robomimic opens. It appears whole or not at all.
 
     arrays: {"actions": (N, D_a), "states": (N, S), "obs/NAME": (N, ...), ...} by their places in a
-    demonstration; ends (E,), cumulative. about: what env_args says. model_file: the XML text of the
-    simulator. A demonstration ends with its only reward, and next_obs holds there what obs does.
+    demonstration; ends (E,), cumulative. about: what env_args says. model_files: E XML texts. A
+    demonstration ends with its only reward, and next_obs holds there what obs does.
     The filter valid lists the last tenth of them, at least one of several; train lists the others.
     Raises BadInput if `path` exists or cannot be written.
     """
@@ -238,14 +238,14 @@ def save_robomimic(path, arrays, ends, about, model_file):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             new = Path(folder, path.name)
-            fill(new, arrays, ends, about, model_file)
+            fill(new, arrays, ends, about, model_files)
             with open(new, "rb") as file:
                 os.fsync(file.fileno())
             robomimic_shapes(new)
             new.replace(path)
 
 
-def fill(path, arrays, ends, about, model_file):
+def fill(path, arrays, ends, about, model_files):
     """Write the file of `save_robomimic`."""
     import h5py
 
@@ -254,10 +254,10 @@ def fill(path, arrays, ends, about, model_file):
         data = f.create_group("data")
         data.attrs["total"] = int(ends[-1])
         data.attrs["env_args"] = json.dumps(about, indent=1)
-        for name, first, end in zip(names, [0, *ends[:-1]], ends):
+        for name, first, end, text in zip(names, [0, *ends[:-1]], ends, model_files):
             demo = data.create_group(name)
             demo.attrs["num_samples"] = int(end - first)
-            demo.attrs[MODEL] = model_file
+            demo.attrs[MODEL] = text
             last = np.arange(first, end) == end - 1
             parts = {place: a[first:end] for place, a in arrays.items()}
             parts |= {"rewards": last.astype(np.float32), "dones": last.astype(np.int64)}

@@ -29,14 +29,22 @@ file does not have are drawn from its positions and kept in the cache.
 import dataclasses
 import hashlib
 import itertools
-import os
 from functools import partial
 
 import numpy as np
 
 from commands import BadInput
 from pictures import cached_pictures
-from recorded_robomimic import check_recorded, hands, of_any_version, proprio_names, states_of
+from recorded_robomimic import (
+    check_recorded,
+    env_args_of,
+    hands,
+    model_file_of,
+    named_parts,
+    of_any_version,
+    proprio_names,
+    states_of,
+)
 from robomimic_env import RoboMimic, each_row, replayed, replayer, shapes_of
 from robosuite_env import (
     DELTA,
@@ -46,11 +54,11 @@ from robosuite_env import (
     SCENES,
     axis_angle_to_rot6d,
     delta_to_rot6d,
-    package,
     rot6d_to_axis_angle,
-    settings,
 )
 from task import Task
+
+# A task's functions know it by its name alone, since they are made before it is.
 
 
 def named(name):
@@ -220,39 +228,27 @@ def pictures_of(env, qpos, camera, arrays, n=64):
 def exported(name, arrays, path):
     """What a file of robomimic holds of the arrays of the file at path, for save_robomimic().
 
-    That are the arrays by their places in a demonstration, env_args, and the simulator's XML text.
-    Actions are deltas, actions_abs the same as axis-angle. Raises BadInput if deltas or positions
-    are missing, and KeyError with the name of another array that is.
+    These are the arrays by their places in a demonstration, env_args, and an XML text of each
+    demonstration. "actions" are deltas, "actions_abs" the same goals as axis-angle. Raises BadInput
+    if deltas or positions are missing, and KeyError with the name of another array that is.
     """
     scene = scene_of(name)
     env, qpos = positions_of(name, arrays, path)
-    state = observations(scene, arrays)["state"]
-    n = SCENES[scene].n_object
-    parts = {"obs/object": state[:, :n]}
-    first = n
-    for part in proprio_names(scene):
-        size = 4 if part.endswith("quat") else 3 - part.endswith("gripper_qpos")
-        parts[f"obs/{part}"] = state[:, first : first + size]
-        first += size
+    ends = arrays["episode_ends"]
+    parts = named_parts(scene, observations(scene, arrays)["state"])
     if cameras_of(name)[0]:
-        seen = observations(name, arrays)
-        if set(seen) != set(named(name).obs):
-            seen |= render(name, arrays, path)
-        parts |= {f"obs/{camera}_image": seen[camera] for camera in cameras_of(name)[0]}
+        pictures = recorded_pictures(name, arrays)
+        if len(pictures) < len(cameras_of(name)[0]):
+            pictures |= render(name, arrays, path)
+        parts |= {f"{camera}_image": a for camera, a in pictures.items()}
+    parts = {f"obs/{part}": a for part, a in parts.items()}
     parts["actions"] = actions(f"{scene}-delta", arrays)
     parts["actions_abs"] = rot6d_to_axis_angle(actions(scene, arrays))
-    parts["states"] = arrays.get("states")
-    if parts["states"] is None:
-        parts["states"] = states_of(env.model, qpos, arrays["episode_ends"])
-    about = {
-        "env_name": SCENES[scene].env,
-        "env_version": package(scene).__version__,
-        "type": 1,  # robomimic's number of robosuite
-        "env_kwargs": {**settings(scene), "lite_physics": True, "reward_shaping": False},
-    }
-    # robosuite finds its meshes again by the part of their places that begins with its name.
-    home = os.path.dirname(os.path.dirname(package(scene).__file__))
-    return parts, about, env.raw.model.get_xml().replace(f"{home}{os.sep}", "")
+    parts["states"] = arrays["states"] if "states" in arrays else states_of(env.model, qpos, ends)
+    texts = [model_file_of(env.raw, scene)] * len(ends)
+    if "model_file" in arrays:
+        texts = [text.tobytes().rstrip(b"\0").decode() for text in arrays["model_file"]]
+    return parts, env_args_of(scene), texts
 
 
 # ---- the tasks -----------------------------------------------------------------------------------
@@ -289,10 +285,10 @@ def robomimic_task(name, image, delta):
     arrays = ["state", "delta", "qpos", "object", "states", *proprio_names(name)]
     arrays += ["model_file"] if scene.drawn else []
     cameras = scene.cameras if image else ()
-    data = (f"{folder}/ph/low_dim_v15.hdf5", f"{name}.npz")
+    recorded = ["low_dim_v15"]
     if image:
         arrays += ["proprio", *(f"{camera}_image" for camera in scene.cameras)]
-        data = (f"{folder}/ph/image_v15.hdf5", *data)
+        recorded += ["image_v15"]  # second: a policy acts on pictures that are drawn here
     return Task(
         name=own,
         suite="robomimic",
@@ -305,7 +301,7 @@ def robomimic_task(name, image, delta):
         env=partial(RoboMimic, name, delta=delta, cameras=cameras, side=scene.side),
         needs=PACKAGES,
         steps=scene.steps,
-        data=data,
+        data=(*(f"{folder}/ph/{kind}.hdf5" for kind in recorded), f"{name}.npz"),
         arrays=tuple(arrays),
         observations=partial(observations, own),
         actions=partial(actions, own),
