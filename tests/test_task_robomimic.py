@@ -697,7 +697,7 @@ def test_the_tasks_online():
             assert (task.steps, task.T_o, task.T_p, task.T_a) == (steps, 1, T_a, T_a)
             assert task.D_a == TASKS[f"{name}-delta"].D_a
             assert task.stage2["gamma"] == 0.999
-            assert task.stage2["num_steps"] * T_a == steps
+            assert task.stage2["num_steps"] * T_a == 2 * steps
         seen = [shape for shape in pictures.obs.values() if len(shape) == 3]
         assert seen == [(96, 96, 3)] * cameras and set(pictures.crop.values()) == {88}
     assert "tool-hang-online" not in TASKS
