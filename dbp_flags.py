@@ -50,6 +50,12 @@ def add_data(p):
         help="use the first N demonstrations only; all if not given",
     )
     g.add_argument(
+        "--filter",
+        metavar="NAME",
+        help="use the demonstrations that this filter (mask/NAME) of robomimic's HDF5 file lists, "
+        "such as train or 20_percent; all if not given",
+    )
+    g.add_argument(
         "--max-gb",
         type=float,
         default=MAX_GB,

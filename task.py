@@ -93,6 +93,7 @@ class Task:
     actions: Callable = None  # a file's arrays -> (N, D_a); None: its "action"
     check: Callable = None  # (path): raises BadInput if a file was recorded in another environment
     render: Callable = None  # (arrays, path) -> {camera: (N, H, W, 3) uint8}, of a file without
+    export: Callable = None  # (arrays, path) -> what a file of robomimic holds: save_robomimic()
     url: str = None  # the official archive, for `python data.py download`
     sha256: dict = field(default_factory=dict)  # array of the archive -> sha256 of its bytes
     optional: tuple = ()  # arrays of the archive that may be missing: nothing reads them

@@ -107,6 +107,7 @@ def broken(at):
     with h5py.File(at / "can.hdf5", "w") as file:
         file["data/demo_0/actions"] = np.zeros((9, 7))
         file["data/demo_0/states"] = np.zeros((9, 71))
+        file["mask/valid"] = file["mask/20_percent"] = np.array([b"demo_0"])
         file["data"].attrs["env_args"] = '{"env_name": "PickPlaceCan"}'
     pictures = np.full((20, 8, 8, 3), 0.5, "f4")
     save_npz(at / "fractions.npz", keypoint=pictures, state=np.zeros((20, 5)))

@@ -18,10 +18,11 @@ FLOORS = (
     ("drift", "unet", "pointcloud", "commands", "motions"),
     ("files", "ranks", "vision", "renderer"),
     ("encoders", "pictures", "hdf5"),
-    ("robomimic", "lerobot_format"),
+    ("robomimic_format", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
-    ("experts_robomimic",),
+    ("experts_robomimic", "recorded_robomimic"),
+    ("robomimic_env",),
     (
         "baselines",
         "beyond",
