@@ -83,6 +83,7 @@ class Task:
     #                         ("success") or at the end ("held"); the share of its "stages" reached
     stages: int = 0  # stages that are reported, p1 to pn; info["stages"] tells how many are reached
     mode: Callable = None  # (states (L, S)) -> the name of the way that an episode took, or None
+    paths: Callable = None  # (axes, [states (L, S)], [colour]): draws episodes, each in its colour
     episodes: int = 50  # of an evaluation
     sketch: Callable = None  # (axes, observation): draws the observation itself
 
