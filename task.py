@@ -82,7 +82,8 @@ class Task:
     score: str = "success"  # of an episode: "max" or "sum" of its rewards; success at any step
     #                         ("success") or at the end ("held"); the share of its "stages" reached
     stages: int = 0  # stages that are reported, p1 to pn; info["stages"] tells how many are reached
-    mode: Callable = None  # (states (L, S)) -> the name of the way that an episode took, or None
+    mode: Callable = None  # (states (L, S)) -> the name of the way that an episode took, or None;
+    #                        states as info["state"] tells them, and the data's "state" too
     paths: Callable = None  # (axes, [states (L, S)], [colour]): draws episodes, each in its colour
     episodes: int = 50  # of an evaluation
     sketch: Callable = None  # (axes, observation): draws the observation itself

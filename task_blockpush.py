@@ -251,15 +251,16 @@ class BlockPush(gym.Env):
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def demonstration(env, seed, states=None):
-    """The arrays of one episode of the oracle; None if it did not reach both stages.
+def demonstration(env, seed, states=None, first=None):
+    """The arrays of one episode of the oracle; None if it did not end with both blocks in place.
 
+    first: the block and the zone that it begins with, of MODES; drawn by the start's rng if None.
     Its last state, where it had succeeded, is kept with the action that would have followed, as the
     original's are. Actions are places as float32, so that they lead there again to the bit.
     """
     env = env.unwrapped
     env.reset(seed=seed)
-    oracle = Oracle(MODES[env.rng.choice(len(MODES))])
+    oracle = Oracle(first or MODES[env.rng.choice(len(MODES))])
     states = []
     actions = []
     over = False
@@ -347,7 +348,7 @@ def picture(state):
     x, y = pixels(state[SENT])
     draw.line((x - 6, y, x + 6, y), fill="black", width=2)
     draw.line((x, y - 6, x, y + 6), fill="black", width=2)
-    draw.circle(tuple(pixels(state[PUSHER])), 8, fill=COLOURS["pusher"])
+    draw.circle(tuple(pixels(state[PUSHER])), 8, fill=COLOURS["pusher"])  # at twice its size
     return np.asarray(image.reduce(2))
 
 
@@ -371,11 +372,11 @@ def sketch(axes, obs):
     """The observation itself: zones, blocks, the pusher, and where it was sent."""
     state = obs["state"]
     draw_scene(axes, state)
-    for name, places in (("zone", ZONES), ("block", BLOCKS)):
-        for n, xy in enumerate(places):
-            x, y = state[xy]
-            label = f"{name} {'AB'[n] if name == 'zone' else n + 1}"
-            axes.text(y, x + 0.07, label, ha="center", fontsize=8)
+    names = {"zone A": ZONES[0], "zone B": ZONES[1], "block 1": BLOCKS[0], "block 2": BLOCKS[1]}
+    for name, xy in names.items():
+        x, y = state[xy]
+        above = 0.07 if "zone" in name else 0.03
+        axes.text(y, x + above, name, ha="center", fontsize=8)
     axes.plot(*state[PUSHER][::-1], "o", color=COLOURS["pusher"], label="pusher")
     axes.plot(*state[SENT][::-1], "k+", label="where it was sent")
     axes.legend(fontsize=8)
