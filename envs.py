@@ -38,7 +38,7 @@ from download import find
 from files import atomic, check_output
 from task import Chunked, dtype_of, not_importable
 
-SUITES = (task_pusht, task_blockpush, task_locomotion, task_clouds, task_robomimic)
+SUITES = (task_pusht, task_locomotion, task_clouds, task_robomimic, task_blockpush)
 TASKS = {task.name: task for suite in SUITES for task in suite.TASKS}
 # How processes are started. On Linux by a fork, so that this process is their parent (Python 3.14
 # would put another one between them); elsewhere as Python does it there.
