@@ -242,8 +242,8 @@ def paths_figure(task, panels):
     """Paths by mode, and below them the share of each mode. panels: (title, states, told) each."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * len(panels), 5.4), layout="constrained")
-    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 1))
+    figure = Figure(figsize=(max(3.6 * len(panels), 5), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(2.2, 1))
     names = sorted({name for *_, told in panels for name in told["modes"]} - {NAME_OF_NONE})
     colours = {name: f"C{i % 10}" for i, name in enumerate(names)} | {NAME_OF_NONE: NO_MODE}
     for above, below, (title, states, told) in zip(*axes, panels):

@@ -386,14 +386,17 @@ def sketch(axes, obs):
 def draw_paths(axes, episodes, colours):
     """Draw the paths of episodes, states (L, 16) each, in the colour of each of them.
 
-    A thin line is the pusher's, thick ones are the blocks'. The zones and blocks are those of the
-    first episode when it begins.
+    A thin line is the pusher's, thick ones are the blocks'. They end where a block is first inside
+    a zone, which tells the mode; with the way back they would cover one another. The zones and
+    blocks are those of the first episode when it begins.
     """
     draw_scene(axes, episodes[0][0])
     for states, colour in zip(episodes, colours):
+        inside = np.append(np.flatnonzero((distances(states) < INSIDE).any((1, 2))), len(states))
         for place, width in ((PUSHER, 0.5), (BLOCKS[0], 1.5), (BLOCKS[1], 1.5)):
-            x, y = states[:, place].T
+            x, y = states[: inside[0] + 1, place].T
             axes.plot(y, x, color=colour, lw=width, alpha=0.5)
+    axes.set(ylim=(0.15, 0.65))
 
 
 def draw(figure, episodes):
@@ -413,7 +416,7 @@ def draw(figure, episodes):
     labels = [name or "none" for name in colour]
     modes.bar(labels, count, color=list(colour.values()))
     lengths.hist(episodes.lengths, bins=30)
-    paths.set(title="Paths of pusher and blocks, 20 episodes")
+    paths.set(title="Paths up to the first block inside a zone, 20 episodes")
     starts.set(title="Starts")
     modes.set(title="The first block and its zone", ylabel="episodes")
     mean = episodes.lengths.mean()

@@ -27,6 +27,7 @@ from task_blockpush import (
     demonstration,
     distances,
     draw,
+    draw_paths,
     mode,
     picture,
     sketch,
@@ -415,6 +416,15 @@ def test_picture_shows_everything_at_its_place():
     colours = [at(0.45, -0.1), at(0.33, -0.25), at(*A), at(*B), at(0.3, -0.4)]
     assert len(set(colours)) == 5
     assert at(0.7, -0.3) == (255, 255, 255)
+
+
+def test_paths_end_where_the_mode_is_told():
+    """All that came before it, and the whole of an episode in which no block was inside a zone."""
+    axes = Figure().add_subplot()
+    told = [state(*pair) for pair in [(AWAY, AWAY), (BESIDE_A, AWAY), (INSIDE_A, AWAY), (A, B)]]
+    draw_paths(axes, [np.stack(told), np.stack(told[:2])], ["C0", "0.6"])
+    assert [len(line.get_xdata()) for line in axes.lines] == [3] * 3 + [2] * 3
+    assert [line.get_color() for line in axes.lines] == ["C0"] * 3 + ["0.6"] * 3
 
 
 def test_figures_are_drawn():
