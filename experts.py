@@ -2,6 +2,9 @@
 
 Meta-World: its scripted policies act. Successes are kept, cut some steps after they succeed.
 
+BlockPush: the benchmark's own oracle acts, in the way that each start's seed draws. Successes are
+kept.
+
 RoboMimic: scripted experts act, by --variety as differently as people would. Successes are kept.
 The file holds what all four tasks of a scene need: see DATA.md.
 
@@ -280,6 +283,7 @@ def parse():
         examples=(
             "python experts.py --task metaworld-assembly --episodes 10",
             "python experts.py --task lift --episodes 200",
+            "python experts.py --task blockpush --episodes 1000 --out blockpush-1000.npz",
             "python experts.py --task adroit-hammer --states hammer.npz --episodes 10",
             "python experts.py --task hopper --until 1300 --episodes 60 --out demos/hopper-medium",
             "python experts.py --task pusht --init a.pt b.pt --episodes 300 --out my_demos.npz",
@@ -296,7 +300,8 @@ def parse():
     p.add_argument(
         "--out",
         help="the file or folder to write: demos.npz or TASK-medium if not given, or of a "
-        "point-cloud task or of RoboMimic demos/TASK.npz beside this file, where training finds it",
+        "point-cloud task, BlockPush or RoboMimic demos/TASK.npz beside this file, where training "
+        "finds it",
     )
     p.add_argument(
         "--one-process", action="store_true", help="do not share the work between processes"
