@@ -185,7 +185,7 @@ def numbers_in(geom, name, own):
 def check_recorded(scene, path):
     """Refuse a file of robomimic that was recorded in another environment. Raises BadInput.
 
-    Its physics may be "lite" or not: robosuite 1.5 then leaves out what changes nothing (note N2).
+    Its physics may be "lite" or not: robosuite 1.5 then leaves out what changes nothing (note 45).
     """
     about = env_args(path)
     if not about:

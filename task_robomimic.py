@@ -18,7 +18,7 @@ see robosuite_env.py.
 `lift-online`, `lift-image-online` and so on, of all scenes but tool-hang, are the same scenes by
 the protocol of DPPO and ReinFlow, who improve policies there: delta actions in chunks of 4 (of 8 in
 transport) after one observation, 300, 300, 400 or 800 steps, fewer cameras of 96 pixels. Success
-does not end an episode: each step at success is worth 1 (note N1).
+does not end an episode: each step at success is worth 1 (note 44).
 
 Data: robomimic's HDF5 files, v1.5 or v1.4.1, with or without pictures, or an npz that experts.py
 recorded by the scripts of experts_robomimic.py, with "state", "action", "delta", "qpos" (the
@@ -343,7 +343,7 @@ ONLINE = {
 
 
 def online_task(name, image):
-    """The task of a scene by the protocol of DPPO and ReinFlow (note N1).
+    """The task of a scene by the protocol of DPPO and ReinFlow (note 44).
 
     All is normalised by its range in the data.
     """
