@@ -217,6 +217,21 @@ def test_follow_goes_evenly_and_not_too_fast(twin):
     assert twin.data.ctrl.reshape(2, 7)[:, :6].max() <= JOINT_LIMITS.max()
 
 
+@pytest.mark.parametrize("bad", (math.nan, math.inf))
+def test_a_target_that_is_not_finite_is_refused(twin, bad):
+    twin.reset(0)
+    before = twin.state()
+    broken = HOME.copy()
+    broken[RIGHT, 2] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        twin.target(RIGHT, broken[RIGHT])
+    with pytest.raises(ValueError, match="not finite"):
+        twin.follow(broken, [0, 0], 50)
+    with pytest.raises(ValueError, match="not finite"):
+        twin.grip(RIGHT, bad)
+    np.testing.assert_array_equal(twin.state(), before)
+
+
 def test_a_gripper_closes_at_its_own_speed(twin):
     twin.reset(0)
     twin.grip(LEFT, 1)
