@@ -6,8 +6,8 @@
   twin.step(50)              50 physics steps of 2 ms
   twin.q(RIGHT)              the measured joint angles (6,)
 
-The model, its frames and units, and the limits are in twin_model.py. Time is simulated: nothing
-here looks at a clock, and the same calls give the same numbers, to the bit.
+Frames, units and limits are in twin_model.py; twin_build.py makes the model of them. Time is
+simulated: nothing here looks at a clock, and the same calls give the same numbers, to the bit.
 """
 
 import functools
@@ -15,6 +15,7 @@ import functools
 import mujoco
 import numpy as np
 
+from twin_build import about, make_spec
 from twin_model import (
     CAMERAS,
     GRIP_SPEED,
@@ -29,8 +30,6 @@ from twin_model import (
     THINGS,
     TIMESTEP,
     WALL,
-    about,
-    make_spec,
 )
 
 EVERYTHING = mujoco.mjtState.mjSTATE_INTEGRATION  # of a state

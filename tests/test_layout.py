@@ -16,7 +16,7 @@ from conftest import ROOT
 FLOORS = (
     ("startup",),
     ("drift", "unet", "pointcloud", "commands", "motions", "twin_model"),
-    ("files", "ranks", "vision", "renderer"),
+    ("files", "ranks", "vision", "renderer", "twin_build"),
     ("encoders", "pictures", "hdf5", "twin"),
     ("robomimic", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
