@@ -15,13 +15,13 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "pointcloud", "commands", "motions"),
-    ("files", "ranks", "vision", "renderer"),
-    ("encoders", "pictures", "hdf5"),
+    ("drift", "unet", "pointcloud", "commands", "motions", "twin_model"),
+    ("files", "ranks", "vision", "renderer", "twin_build"),
+    ("encoders", "pictures", "hdf5", "twin"),
     ("robomimic_format", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
-    ("experts_robomimic", "recorded_robomimic", "experts_blockpush"),
+    ("experts_robomimic", "recorded_robomimic", "experts_blockpush", "experts_ur5"),
     ("robomimic_env",),
     (
         "baselines",
@@ -32,6 +32,7 @@ FLOORS = (
         "task_locomotion",
         "task_clouds",
         "task_robomimic",
+        "task_ur5",
     ),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
