@@ -301,8 +301,8 @@ def parse():
     p.add_argument(
         "--out",
         help="the file or folder to write: demos.npz or TASK-medium if not given, or of a "
-        "point-cloud task, BlockPush, RoboMimic or UR5 demos/TASK.npz beside this file, where training "
-        "finds it",
+        "point-cloud task, BlockPush, RoboMimic or UR5 demos/TASK.npz beside this file, where "
+        "training finds it",
     )
     p.add_argument(
         "--one-process", action="store_true", help="do not share the work between processes"
