@@ -8,6 +8,9 @@ kept.
 RoboMimic: scripted experts act, by --variety as differently as people would. Successes are kept.
 The file holds what all four tasks of a scene need: see DATA.md.
 
+Kitchen: scripted experts do four of the seven sub-tasks, in an order that the start seed chooses.
+Successes are kept; --variety makes the hand take detours, at its own speed and with noise.
+
 Adroit: recorded states are shown again, in order. As for Meta-World, each state's point cloud is
 cast anew, and the points are kept as float16, at most 0.5 mm off.
 
@@ -316,11 +319,11 @@ def parse():
         "--states",
         help="Adroit's recorded states; $DRIFT_DATA/adroit/NAME.npz or Minari's if not given",
     )
-    g = p.add_argument_group("RoboMimic")
+    g = p.add_argument_group("RoboMimic, Kitchen")
     g.add_argument(
         "--variety",
         type=float,
-        help="detours, speeds, noise and other grasps, from 0 (none; if not given) to 1",
+        help="detours, speeds, noise and (RoboMimic) other grasps, from 0 (none; if not given) to 1",
     )
     g = p.add_argument_group("locomotion")
     g.add_argument(
