@@ -323,7 +323,7 @@ def parse():
     g.add_argument(
         "--variety",
         type=float,
-        help="detours, speeds, noise and (RoboMimic) other grasps, from 0 (none; if not given) to 1",
+        help="detours, speeds, noise, of RoboMimic other grasps; from 0 (none; if not given) to 1",
     )
     g = p.add_argument_group("locomotion")
     g.add_argument(
