@@ -258,7 +258,10 @@ def observations(arrays):
     if "obs" in arrays:
         return {"state": zero_goal(positions_of(arrays["obs"]))}
     qpos = arrays["qpos"]
-    lengths = np.diff(arrays["episode_ends"], prepend=0)
+    ends = arrays["episode_ends"]
+    lengths = np.diff(ends, prepend=0)
+    if (lengths < 1).any() or ends[-1] != len(qpos):
+        raise BadInput(f"episode_ends do not divide the {len(qpos)} rows of qpos into episodes")
     noise = [noise_of(seed, L) for seed, L in zip(arrays["start_seed"], lengths)]
     return {"state": zero_goal(qpos + np.concatenate(noise))}
 
@@ -304,10 +307,12 @@ def actions(name, arrays):
 def demonstration(env, seed, states=None, variety=0.0):
     """One demonstration of the scripted experts: four sub-tasks in an order that the seed chooses.
 
-    None if it failed.
+    None if it failed. The experts drive targets, also where the environment takes velocities.
     """
     from experts_kitchen import demonstration as scripted
 
+    if not env.absolute:
+        env = Kitchen("kitchen")
     names = np.random.default_rng([seed, 1]).permutation(list(GOALS))[:STAGES].tolist()
     return scripted(env, names, seed, variety)
 
