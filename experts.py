@@ -287,6 +287,7 @@ def parse():
             "python experts.py --task metaworld-assembly --episodes 10",
             "python experts.py --task lift --episodes 200",
             "python experts.py --task blockpush --episodes 1000 --out blockpush-1000.npz",
+            "python experts.py --task kitchen --variety 0.5 --episodes 500 --out kitchen-500.npz",
             "python experts.py --task adroit-hammer --states hammer.npz --episodes 10",
             "python experts.py --task hopper --until 1300 --episodes 60 --out demos/hopper-medium",
             "python experts.py --task pusht --init a.pt b.pt --episodes 300 --out my_demos.npz",
@@ -303,8 +304,8 @@ def parse():
     p.add_argument(
         "--out",
         help="the file or folder to write: demos.npz or TASK-medium if not given, or of a "
-        "point-cloud task, BlockPush or RoboMimic demos/TASK.npz beside this file, where training "
-        "finds it",
+        "point-cloud task, BlockPush, Kitchen or RoboMimic demos/TASK.npz beside this file, where "
+        "training finds it",
     )
     p.add_argument(
         "--one-process", action="store_true", help="do not share the work between processes"

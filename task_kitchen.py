@@ -121,7 +121,7 @@ def mode(qpos):
 def pairs(modes):
     """Which sub-task came after which, as shares of all such pairs -> {"mk": share, ...}.
 
-    modes: names of orders, or None.
+    modes: names of orders, or None, as `mode` tells them of demonstrations and of episodes.
     """
     counts = Counter(m[i : i + 2] for m in modes if m for i in range(len(m) - 1))
     total = sum(counts.values())
@@ -398,6 +398,20 @@ def kitchen_task(name):
         varies=True,
         draw=draw,
         limits=limits(name.endswith("-delta")),
+        # Stage 2 as on Push-T: 35 chunks of 8 steps are an episode, rewards add up to the score.
+        stage2={
+            "num_envs": 100,
+            "num_steps": 35,
+            "num_iterations": 100,
+            "minibatch_size": 500,
+            "update_epochs": 1,
+            "gamma": 1.0,
+            "gae_lambda": 0.5,
+            "critic_lambda": 1.0,
+            "anchor": 0.05,
+            "smooth": 1.0,
+        },
+        paper={"DBP": 1.00, "Diffusion Policy": 1.00},
     )
 
 

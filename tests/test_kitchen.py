@@ -189,6 +189,23 @@ def test_it_is_the_package_s_simulator(kitchen, monkeypatch):
         )
 
 
+def test_a_picture_shows_the_microwave_s_door(kitchen):
+    from renderer import opengl
+
+    try:
+        opengl()
+    except BadInput as e:
+        pytest.skip(str(e))
+    kitchen.reset(seed=SEED)
+    closed = kitchen.render()
+    kitchen.data.qpos[22] = -0.7
+    opened = kitchen.render()
+    assert closed.shape == (256, 256, 3)
+    changed = (closed != opened).any(2)
+    assert 0.01 < changed.mean() < 0.2
+    assert changed[:, :128].sum() > 0.9 * changed.sum()  # it is on the left
+
+
 # ---- the experts ---------------------------------------------------------------------------------
 
 
