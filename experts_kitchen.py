@@ -300,8 +300,8 @@ def demonstration(env, names, seed, variety=0.0):
     """The sub-tasks of these names, in a `possible` order, as one episode; None if any failed.
 
     Returns "qpos" (L, 30), the true positions before each step, and "action" (L, 9), the joint
-    targets. The episode ends when all are done. env: a Kitchen of targets. seed: of the sensors'
-    noise and of the variety. variety: in [0, 1]; with 0 the hand takes no detours.
+    targets. The episode ends when the hand has left the last. env: a Kitchen of targets. seed: of
+    the sensors' noise and of the variety. variety: in [0, 1]; with 0 the hand takes no detours.
     """
     _, told = env.reset(seed=seed)
     hand = Hand(env, np.random.default_rng([seed, 2]), variety)
@@ -313,8 +313,8 @@ def demonstration(env, names, seed, variety=0.0):
         target = hand.targets(velocities)
         steps.append({"qpos": told["state"], "action": target.astype(np.float32)})
         *_, told = env.step(target)
-        if set(names) <= set(told["done"]):
-            return {key: np.stack([step[key] for step in steps]) for key in steps[0]}
         if len(steps) == env.task.steps:
-            return None
-    return None
+            break
+    if not set(names) <= set(told["done"]):
+        return None
+    return {key: np.stack([step[key] for step in steps]) for key in steps[0]}

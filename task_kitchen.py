@@ -103,19 +103,19 @@ def reached(qpos):
     )
 
 
-def order_of(qpos):
-    """The sub-tasks in the order in which they were first done. qpos: (L, 30).
+def first_done(qpos):
+    """{sub-task: the step at which it was first done}, in that order. qpos: (L, 30).
 
     Of several that were done in one step, those that come first in GOALS.
     """
     at_goal = reached(qpos)
-    first = {name: at_goal[:, i].argmax() for i, name in enumerate(GOALS) if at_goal[:, i].any()}
-    return sorted(first, key=first.get)
+    steps = {name: at_goal[:, i].argmax() for i, name in enumerate(GOALS) if at_goal[:, i].any()}
+    return dict(sorted(steps.items(), key=lambda item: item[1]))
 
 
 def mode(qpos):
     """The name of an episode's order: first letters, such as "mkbl". None if nothing was done."""
-    return "".join(name[0] for name in order_of(qpos)[:STAGES]) or None
+    return "".join(name[0] for name in first_done(qpos))[:STAGES] or None
 
 
 def pairs(modes):
@@ -153,9 +153,14 @@ def kitchen_model():
     return model
 
 
-def noise_of(seed, steps):
-    """The noise of the first readings of an episode: (steps, 30) in rad and m."""
-    return RATIO * NOISE * np.random.default_rng(seed).uniform(-1, 1, (steps, POSITIONS))
+def noise(rng, n):
+    """The noise of the next n readings: (n, 30) in rad and m. rng: of the episode's start seed."""
+    return RATIO * NOISE * rng.uniform(-1, 1, (n, POSITIONS))
+
+
+def noise_of(seed, n):
+    """The noise of the first n readings of an episode: (n, 30)."""
+    return noise(np.random.default_rng(seed), n)
 
 
 class Kitchen(gym.Env):
@@ -163,7 +168,7 @@ class Kitchen(gym.Env):
 
     reset(seed=s): s chooses the noise alone. info["state"] is the true positions (30,), by which it
     is judged what is done (note N1); info["stages"] is the number of sub-tasks done, info["done"]
-    their names in order. A target moves the motors' own by at most 10 rad/s from the reading.
+    their names in order. A target counts no farther from the reading than 10 rad/s lead in a step.
     """
 
     render_mode = "rgb_array"
@@ -187,7 +192,7 @@ class Kitchen(gym.Env):
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = START
         mujoco.mj_forward(self.model, self.data)
-        self.noise = iter(noise_of(seed, self.task.steps + 1))
+        self.rng = np.random.default_rng(seed)
         self.done = []
         return self.observe(), self.info()
 
@@ -211,7 +216,7 @@ class Kitchen(gym.Env):
 
     def observe(self):
         """The observation: the positions with their noise."""
-        self.reading = self.data.qpos + next(self.noise)
+        self.reading = self.data.qpos + noise(self.rng, 1)[0]
         return {"state": np.concatenate([self.reading, np.zeros(30)]).astype(np.float32)}
 
     def info(self):
@@ -262,8 +267,8 @@ def observations(arrays):
     lengths = np.diff(ends, prepend=0)
     if (lengths < 1).any() or ends[-1] != len(qpos):
         raise BadInput(f"episode_ends do not divide the {len(qpos)} rows of qpos into episodes")
-    noise = [noise_of(seed, L) for seed, L in zip(arrays["start_seed"], lengths)]
-    return {"state": zero_goal(qpos + np.concatenate(noise))}
+    drawn = [noise_of(seed, L) for seed, L in zip(arrays["start_seed"], lengths)]
+    return {"state": zero_goal(qpos + np.concatenate(drawn))}
 
 
 def positions_of(obs):
@@ -289,13 +294,13 @@ def zero_goal(positions):
 def actions(name, arrays):
     """A file's actions (N, 9) as targets, or as velocities for `kitchen-delta`. Raises BadInput.
 
-    Velocities are never beyond 1, and the fourth joint's target is always below -1 somewhere.
+    They are told by the fourth joint, whose targets are about -2 rad; velocities are about 0.
     """
     action = arrays["action"]
     if action.ndim != 2 or action.shape[1] != ROBOT:
         return action  # data.py says what is wrong
     wants_velocity = name.endswith("-delta")
-    is_velocity = np.abs(action).max(initial=0) <= 1.01
+    is_velocity = action[:, 3].sum() > -len(action)
     if wants_velocity == is_velocity:
         return action
     reading = observations(arrays)["state"][:, :ROBOT]
@@ -329,20 +334,34 @@ def sketch(axes, obs):
     axes.set(xlabel="distance from the goal; done below 0.3", title="the seven sub-tasks")
 
 
+def draw_paths(axes, episodes, colours):
+    """Draw when episodes, positions (L, 30) each, did each sub-task, in the colour of each."""
+    rows = {name: row for row, name in enumerate(GOALS)}
+    for qpos, colour in zip(episodes, colours):
+        steps = first_done(qpos)
+        places = [rows[name] for name in steps]
+        axes.plot(list(steps.values()), places, "o-", color=colour, lw=0.8, ms=3, alpha=0.6)
+    axes.set_yticks(list(rows.values()), list(rows))
+    axes.set(xlabel="step", ylim=(len(rows) - 0.5, -0.5))
+
+
 def draw(figure, episodes):
-    """Which sub-task came after which in demonstrations, and the episodes' lengths."""
-    after, lengths = figure.subplots(1, 2)
-    readings = np.split(episodes.obs["state"][:, :POSITIONS], episodes.ends[:-1])
-    share = pairs([mode(reading) for reading in readings])
+    """When sub-tasks were done in demonstrations, which came after which, the episodes' lengths."""
+    paths, after, lengths = figure.subplots(1, 3)
+    states = np.split(episodes.obs["state"], episodes.ends[:-1])
+    draw_paths(paths, states[:20], [f"C{i}" for i in range(20)])
+    share = pairs([mode(episode) for episode in states])
     table = [[share.get(first[0] + second[0], 0) for second in GOALS] for first in GOALS]
     image = after.imshow(table, cmap="Blues")
-    figure.colorbar(image, ax=after, label="share of the pairs")
-    names = {"ticks": range(len(GOALS)), "labels": list(GOALS)}
-    after.set_xticks(**names, rotation=90)
-    after.set_yticks(**names)
-    after.set(title="Sub-tasks in pairs", xlabel="then", ylabel="first")
+    figure.colorbar(image, ax=after, label="share of the pairs", shrink=0.5)
+    letters = [name[0] for name in GOALS]
+    after.set_xticks(range(len(GOALS)), letters)
+    after.set_yticks(range(len(GOALS)), letters)
+    after.set(xlabel="then", ylabel="first")
     lengths.hist(episodes.lengths, bins=30)
     mean = episodes.lengths.mean()
+    paths.set(title="Sub-tasks of 20 episodes")
+    after.set(title="Sub-tasks in pairs")
     lengths.set(title=f"Episode lengths, mean {mean:.1f}", xlabel="steps", ylabel="episodes")
 
 
@@ -382,6 +401,7 @@ def kitchen_task(name):
         score="stages",
         stages=STAGES,
         mode=mode,
+        paths=draw_paths,
         sketch=sketch,
         data=(
             "kitchen/observations_seq.npy",

@@ -15,7 +15,7 @@ from commands import BadInput
 from envs import TASKS, make_env
 from formats import names_in, read, save_npz, shapes
 from task import Chunked
-from task_kitchen import GOALS, START, mode, noise_of, order_of, pairs, reached, to_targets
+from task_kitchen import GOALS, START, first_done, mode, noise_of, pairs, reached, to_targets
 from test_formats import refused
 
 KITCHEN = TASKS["kitchen"]
@@ -93,10 +93,11 @@ def test_the_order_counts_each_sub_task_once():
     open_door = at(_22=-0.7)
     both = at(_22=-0.7, _15=-0.9)
     path = np.stack([START, open_door, START, both, START, at(_19=0.3)])
-    assert order_of(path) == ["microwave", "top burner", "slide cabinet"]
+    assert first_done(path) == {"microwave": 1, "top burner": 3, "slide cabinet": 5}
+    assert list(first_done(path)) == ["microwave", "top burner", "slide cabinet"]
     assert mode(path) == "mts"
     assert mode(path[:1]) is None
-    assert order_of(both[None]) == ["top burner", "microwave"]  # in one step: as in GOALS
+    assert list(first_done(both[None])) == ["top burner", "microwave"]  # in one step: as in GOALS
 
 
 def test_modes_have_different_names():
@@ -133,7 +134,7 @@ def test_all_seven_end_the_episode(kitchen):
 # ---- the simulator -------------------------------------------------------------------------------
 
 
-def test_the_positions_are_in_the_order_of_the_original(kitchen):
+def test_the_positions_are_in_the_first_done_the_original(kitchen):
     joints = [f"robot:panda0_joint{i}" for i in range(1, 8)]
     joints += ["robot:panda0_finger_joint1", "robot:panda0_finger_joint2"]
     joints += ["knob_Joint_1", "bottom_right_burner", "knob_Joint_2", "bottom_left_burner"]
@@ -225,7 +226,7 @@ def test_a_demonstration_is_replayed_exactly(kitchen, demonstration):
         states.append(info["state"])
         *_, info = kitchen.step(action)
     assert np.array_equal(states, demonstration["qpos"])
-    assert info["done"] == ORDER
+    assert info["done"] == ORDER == list(first_done(demonstration["qpos"]))
     assert len(states) < 280
 
 
@@ -268,6 +269,19 @@ def test_a_file_gives_what_the_environment_shows(kitchen, demos, demonstration):
         np.testing.assert_allclose(loaded.obs["state"][i], obs["state"], atol=1e-6)
         assert np.array_equal(loaded.action[i], action)
         obs = kitchen.step(action)[0]
+
+
+def test_the_demonstrations_are_drawn(demos):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    KITCHEN.draw(figure, data.load(KITCHEN, demos))
+    paths, after, lengths, _ = figure.axes
+    rows = [list(GOALS).index(name) for name in ORDER]
+    assert paths.lines[0].get_ydata().tolist() == rows
+    image = after.images[0].get_array()
+    assert image[rows[0], rows[1]] == image[rows[1], rows[2]] == pytest.approx(1 / 3)
+    KITCHEN.sketch(lengths, {"state": np.concatenate([START, np.zeros(30)])})
 
 
 def test_velocities_of_a_file_move_the_arm_alike(demos, demonstration):
