@@ -30,6 +30,7 @@ from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 import task_blockpush
 import task_clouds
+import task_kitchen
 import task_locomotion
 import task_pusht
 import task_robomimic
@@ -39,7 +40,15 @@ from download import find
 from files import atomic, check_output
 from task import Chunked, dtype_of, not_importable
 
-SUITES = (task_pusht, task_locomotion, task_clouds, task_robomimic, task_blockpush, task_ur5)
+SUITES = (
+    task_pusht,
+    task_locomotion,
+    task_clouds,
+    task_robomimic,
+    task_blockpush,
+    task_kitchen,
+    task_ur5,
+)
 TASKS = {task.name: task for suite in SUITES for task in suite.TASKS}
 # How processes are started. On Linux by a fork, so that this process is their parent (Python 3.14
 # would put another one between them); elsewhere as Python does it there.

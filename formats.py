@@ -4,7 +4,8 @@
 Nothing here unpickles, follows a link inside a file or loads a plugin: a file that asks for it is
 refused. What a file says of its sizes is checked before memory is taken, and nothing is unpacked
 beyond it: a file of a few MB can hold terabytes of zeros. Pictures go into a cache (pictures.py).
-Minari's HDF5 is opened in hdf5.py, robomimic's in robomimic_format.py.
+Minari's HDF5 is opened in hdf5.py, robomimic's in robomimic_format.py, the padded arrays of
+Diffusion Policy's Franka Kitchen in padded.py.
 """
 
 import bz2
@@ -27,6 +28,7 @@ from commands import BadInput
 from files import AGAIN, MAX_GB, atomic, brief, check_size, read_bytes, refusing
 from hdf5 import MAIN, MINARI, minari_file, minari_shapes, read_minari
 from lerobot_format import is_lerobot, lerobot_shapes, read_lerobot
+from padded import is_padded, padded_shapes, read_padded
 from pictures import BLOCK, are_pictures, at_once, cached_pictures
 from robomimic_format import is_robomimic, read_robomimic, robomimic_shapes
 
@@ -52,6 +54,8 @@ def read(path, names=None, max_gb=MAX_GB, filter_key=None):
             )
         if is_lerobot(path):
             return read_lerobot(path, names, max_gb)
+        if is_padded(path):
+            return read_padded(path, names, max_gb)
         if is_robomimic(path):
             return read_robomimic(path, names, max_gb, filter_key)
         if minari_file(path):
@@ -67,6 +71,8 @@ def names_in(path):
     with refusing(f"{path} cannot be read"):
         if is_lerobot(path):
             return list(lerobot_shapes(path))
+        if is_padded(path):
+            return list(padded_shapes(path))
         if is_robomimic(path):
             return list(robomimic_shapes(path))
         if minari_file(path):
@@ -86,6 +92,8 @@ def shapes(path):
     with refusing(f"{path} cannot be read"):
         if is_lerobot(path):
             return lerobot_shapes(path)
+        if is_padded(path):
+            return padded_shapes(path)
         if is_robomimic(path):
             return robomimic_shapes(path)
         if minari_file(path):
