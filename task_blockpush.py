@@ -1,7 +1,7 @@
 """BlockPush: push two blocks into two zones, one each, in any order. A MuJoCo port.
 
 The task is Diffusion Policy's version of the one of Implicit Behavioral Cloning, whose simulator is
-Bullet (note N1). An episode lasts at most 350 steps of a tenth of a second. An observation is
+Bullet (note 46). An episode lasts at most 350 steps of a tenth of a second. An observation is
 
   "state"  (16,)   block x, y, yaw; the same of block 2; pusher x, y; where it was sent x, y;
                    zone x, y, yaw; the same of zone 2
@@ -11,7 +11,7 @@ metres; that of `blockpush-delta` is how far from where it was sent last.
 
 A block is inside a zone if their centres are less than 5 cm apart. p1 is the share of the episodes
 in which a block was inside a zone, p2 of those that ended with each block inside a zone of its own;
-the score is their mean (note N2). Start states are from seed 100000 on.
+the score is their mean (note 47). Start states are from seed 100000 on.
 
 Data: the official zarr folders (data/obs, data/action, meta/episode_ends) of 1000 episodes, with
 absolute actions or deltas, or an npz that experts.py recorded. Both tasks read all of them.
@@ -45,7 +45,7 @@ RADIUS = 0.005  # of the pusher
 FURTHEST = 0.1  # of a delta in the data; places are beyond that in x
 SUBSTEPS = 24  # of a step, at 240 Hz
 SETTLING = 100  # of a reset
-LAG = 0.1  # the part of the way to where it was sent that the pusher goes in a substep (note N1)
+LAG = 0.1  # the part of the way to where it was sent that the pusher goes in a substep (note 46)
 
 XML = f"""
 <mujoco>
@@ -73,7 +73,7 @@ def start_state(rng):
     """Draw the blocks and the zones of a start from a RandomState: two arrays (2, 3) of x, y, yaw.
 
     These are the original's draws in its order. Its blocks' yaws are from 1 to pi: the call that
-    draws them gives the lower bound alone (note N1). The second block is drawn anew until it is
+    draws them gives the lower bound alone (note 46). The second block is drawn anew until it is
     more than 10 cm from the first in x, and both are if 1000 draws do not suffice.
     """
     gap = 0.0
@@ -138,7 +138,7 @@ class Score:
 
     @property
     def stages(self):
-        """How many stages are reached. Two blocks that enter in one step are 0.51 (note N2)."""
+        """How many stages are reached. Two blocks that enter in one step are 0.51 (note 47)."""
         total = sum(self.seen)
         return int(total > 0.4) + int(total > 0.9)
 
@@ -331,7 +331,7 @@ def shapes(state):
 def picture(state):
     """The scene from above in a state (16,): (256, 256, 3) uint8, x up, y to the left.
 
-    It is drawn by Pillow, for OpenGL may be missing where videos are wanted (note N3).
+    It is drawn by Pillow, for OpenGL may be missing where videos are wanted (note 48).
     """
     from PIL import Image, ImageDraw
 
@@ -449,7 +449,7 @@ BLOCKPUSH = Task(
     actions=places,
     expert=demonstration,
     draw=draw,
-    stage1={"K": 2},  # few hypotheses did best in others' hands (note N4)
+    stage1={"K": 2},  # few hypotheses did best in others' hands (note 49)
     # Stage 2 as on Push-T: 44 chunks of 8 steps are an episode, the rewards add up to the score.
     stage2={
         "num_envs": 100,

@@ -167,7 +167,7 @@ class Kitchen(gym.Env):
     """The kitchen's simulator; the reward is the number of sub-tasks that this step did.
 
     reset(seed=s): s chooses the noise alone. info["state"] is the true positions (30,), by which it
-    is judged what is done (note N1); info["stages"] is the number of sub-tasks done, info["done"]
+    is judged what is done (note 50); info["stages"] is the number of sub-tasks done, info["done"]
     their names in order. A target counts no farther from the reading than 10 rad/s lead in a step.
     """
 
@@ -372,7 +372,7 @@ def limits(delta):
     """Task.limits: the ranges that things move in, so that noise of what rests is not stretched.
 
     Of the arm's joints and targets they are those of the data. What hardly changes is left as it is
-    (note N2).
+    (note 51).
     """
     low = np.full(60, -1.0)
     high = np.full(60, 1.0)
