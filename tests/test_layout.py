@@ -15,7 +15,7 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "pointcloud", "commands", "motions"),
+    ("drift", "unet", "pointcloud", "commands", "motions", "plan"),
     ("files", "ranks", "vision", "renderer"),
     ("encoders", "pictures", "hdf5"),
     ("robomimic", "lerobot_format"),
