@@ -24,7 +24,8 @@ import time
 import numpy as np
 
 from commands import BadInput, Parser, cli
-from twin import BASES, HOME, Twin, rotvec
+from twin import Twin, rotvec
+from twin_model import BASES, HOME
 from ur_controller import TIMESTEP, Controller, Lag
 from ur_wire import GRIPPER, PORTS, RTDE, VERSIONS, Connection
 
@@ -47,7 +48,7 @@ HELP = """lines on standard input (ARM is 0 or 1):
   stop ARM                  the program ends
   starts ARM 0|1            whether programs that are sent begin
   state                     joints, programs and counts of both arms
-  scene                     of the twin: time.monotonic() and MuJoCo's qpos
+  scene                     of the twin: time.monotonic(), its state, and its success
   reset SEED                everything is back at its start"""
 
 
@@ -192,7 +193,8 @@ class Server:
             case ["state"]:
                 return {"arms": [self.state(arm) for arm in self.arms]}
             case ["scene"]:
-                return {"t": time.monotonic(), "qpos": self.plant.data.qpos.tolist()}
+                scene = {"state": self.plant.state().tolist(), "success": self.plant.success()}
+                return {"t": time.monotonic(), **scene}
             case ["reset", seed]:
                 self.plant.reset(int(seed))
                 for arm in self.arms:

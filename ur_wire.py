@@ -30,6 +30,7 @@ CODES = {
     "VECTOR3D": "3d",
     "VECTOR6D": "6d",
     "VECTOR6INT32": "6i",
+    "NOT_FOUND": "0d",  # nothing at all
 }
 # The types of RTDE's variables, by patterns; the first one that fits counts.
 TYPES = (

@@ -15,10 +15,10 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "pointcloud", "commands", "motions", "plan"),
-    ("files", "ranks", "vision", "renderer"),
-    ("encoders", "pictures", "hdf5"),
-    ("robomimic", "lerobot_format"),
+    ("drift", "unet", "pointcloud", "commands", "motions", "plan", "ur_controller"),
+    ("files", "ranks", "vision", "renderer", "servo", "ur_wire"),
+    ("encoders", "pictures", "hdf5", "ur5"),
+    ("robomimic", "lerobot_format", "ur_server"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
     ("experts_robomimic",),
