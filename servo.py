@@ -28,7 +28,8 @@ class Limits:
     """What an arm's servo checks by itself, beside the limits of realrobot.py."""
 
     stale: float = 0.05  # seconds without a new time stamp of the arm, or of one command
-    silent: float = 0.2  # seconds without a word of the child
+    gripper: float = 0.5  # seconds without an answer of the gripper
+    silent: float = 0.2  # seconds without a word of the arm's process
     start: float = 15  # seconds until the first state
     lead: float = 0.5  # rad that a target may be from where its joint is
     speed: float = 3.2  # rad/s at which targets move at most: the arm's own limit is 3.14

@@ -35,7 +35,16 @@ import numpy as np
 
 from plan import checked
 from servo import Limits, Reading, Servo, State, fault_of
-from ur_controller import CLEAR, PLAYING, SERVO_J, SERVO_STOP, TIMESTEP, Controller, Lag
+from ur_controller import (
+    CLEAR,
+    PLAYING,
+    SERVO_J,
+    SERVO_STOP,
+    SET_WATCHDOG,
+    TIMESTEP,
+    Controller,
+    Lag,
+)
 
 # What ur_rtde asks the arm for: what Client.read needs.
 VARIABLES = [
@@ -61,10 +70,12 @@ HOME = np.array([0, -np.pi / 2, -np.pi / 2, -np.pi / 2, np.pi / 2, 0])  # where 
 class Gripper:
     """A Robotiq gripper by the text protocol of its URCap. Never waits once it is connected.
 
-    Raises OSError if it is not there, not activated, or lost.
+    patience: seconds until it must have answered. Raises OSError if the gripper is not there, not
+    activated, or lost.
     """
 
-    def __init__(self, host):
+    def __init__(self, host, patience):
+        self.patience = patience
         self.sock = socket.create_connection((host, GRIPPER_PORT), timeout=2)
         if self.ask("GET STA") != "STA 3":  # activating it would move it
             raise OSError("the gripper is not active: activate it on the arm's teach pendant")
@@ -97,7 +108,7 @@ class Gripper:
             self.asked = None
             if line.startswith(b"POS "):
                 self.position = int(line.split()[1])
-        if self.asked is not None and now - self.asked > 0.5:
+        if self.asked is not None and now - self.asked > self.patience:
             raise OSError("the gripper does not answer")
         if self.asked is None and now >= self.next:
             wanted = round(255 * min(max(x, 0), 1))
@@ -123,7 +134,7 @@ class Client:
         self.how = (0, 0, 1 / rate, lookahead, gain)
         self.lost = ""
         self.control = None
-        self.gripper = Gripper(host) if gripper else None
+        self.gripper = Gripper(host, limits.gripper) if gripper else None
         self.receive = rtde_receive.RTDEReceiveInterface(host, rate, VARIABLES)
         fault = fault_of(self.read())
         if fault not in (None, "program stopped"):  # the program would not start
@@ -374,13 +385,16 @@ def period_statistics(counts):
 class FakeClient:
     """What a Servo needs of a Client, over a simulated Controller.
 
-    lost: set it to a fault of a connection. stalled: set it, and nothing new is heard.
+    lost: set it to a fault of a connection. stalled: set it, and nothing is heard or arrives.
     """
 
-    def __init__(self, home, clock):
+    def __init__(self, home, limits, clock):
         self.plant = Lag([home])
         self.controller = Controller(self.plant, 0, clock)
         self.controller.begin_program()
+        self.controller.doubles = {0: limits.watchdog}
+        self.command(SET_WATCHDOG)
+        self.command(CLEAR)
         self.lost = ""
         self.stalled = False
         self.values = self.controller.values(clock())
@@ -410,7 +424,9 @@ class FakeClient:
         self.controller.command()
 
     def servo(self, q):
-        """Send a target (6,) -> whether the program runs."""
+        """Send a target (6,) -> True, also where it does not arrive, unless the program is over."""
+        if self.stalled:
+            return True
         self.controller.doubles = dict(enumerate(q))
         self.command(SERVO_J)
         return self.controller.runtime == PLAYING
@@ -438,7 +454,7 @@ class FakeArm:
         self.limits = limits or Limits()
         self.clock = clock
         self.time = clock()  # until when the arm has lived
-        self.client = FakeClient(home, self.now)
+        self.client = FakeClient(home, self.limits, self.now)
         self.controller = self.client.controller
 
     def now(self):
