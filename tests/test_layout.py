@@ -33,11 +33,12 @@ FLOORS = (
     ),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
-    ("data", "modes", "seen", "dbpo_noise"),
+    ("data", "modes", "seen", "dbpo_noise", "dbp_flags", "dbp_report", "dbpo_flags"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "verdicts", "figures"),
     ("chapter_pusht", "chapter_ablations", "chapter_stage2"),
-    ("report",),
+    ("report", "reproduce_runs"),
+    ("reproduce_clouds", "reproduce_stage2"),
     ("reproduce",),
 )
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}
