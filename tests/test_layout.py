@@ -15,13 +15,13 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "pointcloud", "commands", "motions", "plan", "ur_controller"),
-    ("files", "ranks", "vision", "renderer", "servo", "ur_wire"),
-    ("encoders", "pictures", "hdf5", "ur5"),
+    ("drift", "unet", "pointcloud", "commands", "motions", "plan", "twin_model", "ur_controller"),
+    ("files", "ranks", "vision", "renderer", "servo", "twin_build", "ur_wire"),
+    ("encoders", "pictures", "hdf5", "twin", "ur5"),
     ("robomimic", "lerobot_format", "ur_server"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
-    ("experts_robomimic",),
+    ("experts_robomimic", "experts_ur5"),
     (
         "baselines",
         "beyond",
@@ -30,6 +30,7 @@ FLOORS = (
         "task_locomotion",
         "task_clouds",
         "task_robomimic",
+        "task_ur5",
     ),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
