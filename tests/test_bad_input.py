@@ -36,6 +36,7 @@ import reproduce
 import runs
 import seen
 import toy
+import ur_server
 from conftest import write_demos
 from files import load_torch, save_torch
 from formats import save_npz
@@ -47,7 +48,20 @@ COMMANDS = {
     "dbp_train.py": lambda: dbp_train.train(dbp_train.parse()),
     "dbpo_ppo.py": lambda: dbpo_ppo.train(dbpo_ppo.parse()),
 }
-for module in (bench, data, envs, evaluate, experts, figures, report, reproduce, runs, seen, toy):
+for module in (
+    bench,
+    data,
+    envs,
+    evaluate,
+    experts,
+    figures,
+    report,
+    reproduce,
+    runs,
+    seen,
+    toy,
+    ur_server,
+):
     COMMANDS[f"{module.__name__}.py"] = module.main
 
 WORDS = {  # what is not easily typed

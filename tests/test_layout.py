@@ -15,10 +15,10 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "pointcloud", "commands", "motions", "twin_model"),
-    ("files", "ranks", "vision", "renderer", "twin_build"),
-    ("encoders", "pictures", "hdf5", "padded", "twin"),
-    ("robomimic_format", "lerobot_format"),
+    ("drift", "unet", "pointcloud", "commands", "motions", "plan", "twin_model", "ur_controller"),
+    ("files", "ranks", "vision", "renderer", "servo", "twin_build", "ur_wire"),
+    ("encoders", "pictures", "hdf5", "padded", "twin", "ur5"),
+    ("robomimic_format", "lerobot_format", "ur_server"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
     ("recorded_robomimic", "experts_robomimic"),
