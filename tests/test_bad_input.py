@@ -29,6 +29,7 @@ import dbpo_ppo
 import envs
 import evaluate
 import experts
+import export
 import figures
 import lerobot_writer
 import report
@@ -47,7 +48,20 @@ COMMANDS = {
     "dbp_train.py": lambda: dbp_train.train(dbp_train.parse()),
     "dbpo_ppo.py": lambda: dbpo_ppo.train(dbpo_ppo.parse()),
 }
-for module in (bench, data, envs, evaluate, experts, figures, report, reproduce, runs, seen, toy):
+for module in (
+    bench,
+    data,
+    envs,
+    evaluate,
+    experts,
+    export,
+    figures,
+    report,
+    reproduce,
+    runs,
+    seen,
+    toy,
+):
     COMMANDS[f"{module.__name__}.py"] = module.main
 
 WORDS = {  # what is not easily typed

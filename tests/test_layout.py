@@ -31,7 +31,7 @@ FLOORS = (
         "task_clouds",
         "task_robomimic",
     ),
-    ("envs",),
+    ("envs", "export"),
     ("evaluate", "toy", "dbpo_rollout"),
     ("data", "modes", "seen", "dbpo_noise"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
