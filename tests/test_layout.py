@@ -17,7 +17,7 @@ FLOORS = (
     ("startup",),
     ("drift", "unet", "pointcloud", "commands", "motions"),
     ("files", "ranks", "vision", "renderer"),
-    ("encoders", "pictures", "hdf5"),
+    ("encoders", "pictures", "hdf5", "twin"),
     ("robomimic", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
