@@ -15,7 +15,7 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "pointcloud", "commands", "motions"),
+    ("drift", "unet", "pointcloud", "commands", "motions", "twin_model"),
     ("files", "ranks", "vision", "renderer"),
     ("encoders", "pictures", "hdf5", "twin"),
     ("robomimic", "lerobot_format"),
