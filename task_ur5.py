@@ -141,10 +141,24 @@ def upright(pose):
 
 
 def demonstration(scene, env, seed, states=None, variety=0.0):
-    """One demonstration of a scene's scripted expert, or None if it failed."""
-    from experts_ur5 import demonstration as scripted
+    """One demonstration of a scene's scripted expert, or None if it failed.
 
-    return scripted(scene, env.twin, seed, variety)
+    Its actions are float32, as they are kept, so that a replay gives the same states to the bit.
+    """
+    from experts_ur5 import Expert
+
+    env.reset(seed=seed)
+    expert = Expert(env.twin, seed, variety)
+    steps = []
+    success = False
+    while len(steps) < STEPS[scene] and not success:
+        before = {"state": state_of(env.twin), "qpos": env.twin.data.qpos.copy()}
+        action = expert.act()
+        steps.append({**before, "action": action})
+        success = env.step(action)[2]
+    if not success:
+        return None
+    return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
 
 
 def observations(image, arrays):

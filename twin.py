@@ -68,9 +68,8 @@ class Twin:
         rng = np.random.default_rng(seed)
         for name in self.things:
             x, y, yaw = rng.uniform(*self.scene.places[name])
-            _, height = THINGS[name]
             inside = any(box.holds([x, y, TABLE + 0.001]) for box in self.scene.bins.values())
-            z = TABLE + height + WALL * inside
+            z = TABLE + THINGS[name].height + WALL * inside
             self.data.joint(name).qpos[:] = [x, y, z, *about([0, 0, 1], yaw)]
         mujoco.mj_kinematics(self.model, self.data)
 
@@ -232,20 +231,18 @@ def rotvec(R):
 # ---- when a task is done -------------------------------------------------------------------------
 
 LIFTED = 0.05  # metres that the cube must be above where it lay
-CLEAR = 0.06  # metres that the grippers must be from what they put down
 
 
 def lifted(twin):
     """The cube is in the air."""
-    _, height = THINGS["cube"]
-    return bool(twin.objects()["cube"][2] > TABLE + height + LIFTED)
+    return bool(twin.objects()["cube"][2] > TABLE + THINGS["cube"].height + LIFTED)
 
 
 def put(twin, thing, box):
-    """A thing is in a bin, and no gripper is at it."""
+    """A thing is in a bin, and no gripper is near it."""
     position = twin.objects()[thing][:3]
     near = min(np.linalg.norm(position - twin.tcp(i)[0]) for i in range(2))
-    return twin.scene.bins[box].holds(position) and bool(near > CLEAR)
+    return twin.scene.bins[box].holds(position) and bool(near > THINGS[thing].clear)
 
 
 def transported(twin):

@@ -9,6 +9,7 @@ Lengths are metres, angles radians, times seconds, quaternions w x y z.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mujoco
@@ -202,7 +203,7 @@ def looking(eye, at):
 class Scene:
     """The things and bins of a task, and where the things may lie at a start."""
 
-    things: tuple  # names, each of which has a function in THINGS
+    things: tuple  # names of THINGS
     places: dict  # thing -> ((x, y, yaw) low, (x, y, yaw) high)
     bins: dict = field(default_factory=dict)  # name -> Bin
 
@@ -216,10 +217,10 @@ class Bin:
     height: float = 0.05
 
     def holds(self, position):
-        """Whether a point (3,) is inside."""
+        """Whether a thing is inside whose middle is at a point (3,); it may look out at the top."""
         x, y, z = position
         beside = abs(x - self.centre[0]) > self.half[0] or abs(y - self.centre[1]) > self.half[1]
-        return not beside and TABLE < z < TABLE + self.height
+        return not beside and TABLE < z < TABLE + self.height + 0.02
 
 
 CUBE = 0.02  # half the cube's side
@@ -276,10 +277,19 @@ def add_hammer(body):
     add_box(body, [0, end, 0.004], HEAD, rgba=[0.3, 0.3, 0.35, 1], mass=0.06, **GRIPPED)
 
 
-THINGS = {  # name -> its function, and the height of its origin when it lies on a surface
-    "cube": (add_cube, CUBE),
-    "can": (add_can, CAN[1]),
-    "hammer": (add_hammer, 0.014),
+@dataclass(frozen=True)
+class Thing:
+    """What a task's thing is made of."""
+
+    add: Callable  # gives a body its geoms
+    height: float  # of its origin where it lies on a surface
+    clear: float  # how far a gripper is from its origin when it has left it
+
+
+THINGS = {
+    "cube": Thing(add_cube, CUBE, clear=0.06),
+    "can": Thing(add_can, CAN[1], clear=0.06),
+    "hammer": Thing(add_hammer, HEAD[2] - 0.004, clear=0.12),
 }
 
 
@@ -322,6 +332,5 @@ def make_spec(task=None):
         for name in SCENES[task].things:
             body = world.add_body(name=name)
             body.add_freejoint(name=name)
-            add_thing, _ = THINGS[name]
-            add_thing(body)
+            THINGS[name].add(body)
     return spec

@@ -21,7 +21,7 @@ FLOORS = (
     ("robomimic", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
-    ("experts_robomimic",),
+    ("experts_robomimic", "experts_ur5"),
     (
         "baselines",
         "beyond",
@@ -30,6 +30,7 @@ FLOORS = (
         "task_locomotion",
         "task_clouds",
         "task_robomimic",
+        "task_ur5",
     ),
     ("envs",),
     ("evaluate", "toy", "dbpo_rollout"),
