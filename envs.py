@@ -32,12 +32,13 @@ import task_clouds
 import task_locomotion
 import task_pusht
 import task_robomimic
+import task_ur5
 from commands import START_SEEDS, BadInput, Parser, check_seed, cli, refuse_flags
 from download import find
 from files import atomic, check_output
 from task import Chunked, dtype_of, not_importable
 
-SUITES = (task_pusht, task_locomotion, task_clouds, task_robomimic)
+SUITES = (task_pusht, task_locomotion, task_clouds, task_robomimic, task_ur5)
 TASKS = {task.name: task for suite in SUITES for task in suite.TASKS}
 # How processes are started. On Linux by a fork, so that this process is their parent (Python 3.14
 # would put another one between them); elsewhere as Python does it there.

@@ -15,13 +15,13 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-    ("drift", "unet", "pointcloud", "commands", "motions"),
+    ("drift", "unet", "pointcloud", "commands", "motions", "twin_model"),
     ("files", "ranks", "vision", "renderer"),
-    ("encoders", "pictures", "hdf5"),
+    ("encoders", "pictures", "hdf5", "twin"),
     ("robomimic", "lerobot_format"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
-    ("experts_robomimic",),
+    ("experts_robomimic", "experts_ur5"),
     (
         "baselines",
         "beyond",
@@ -30,6 +30,7 @@ FLOORS = (
         "task_locomotion",
         "task_clouds",
         "task_robomimic",
+        "task_ur5",
     ),
     ("envs", "export"),
     ("evaluate", "toy", "dbpo_rollout"),
