@@ -15,10 +15,17 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
+<<<<<<< HEAD
     ("drift", "unet", "pointcloud", "commands", "motions", "twin_model"),
     ("files", "ranks", "vision", "renderer"),
     ("encoders", "pictures", "hdf5", "twin"),
     ("robomimic", "lerobot_format"),
+=======
+    ("drift", "unet", "pointcloud", "commands", "motions", "plan", "ur_controller", "safety"),
+    ("files", "ranks", "vision", "renderer", "servo", "ur_wire"),
+    ("encoders", "pictures", "hdf5", "ur5"),
+    ("robomimic", "lerobot_format", "ur_server"),
+>>>>>>> 4b923260faa280d6b4c51d2cee0c5976b2f328ea
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
     ("experts_robomimic", "experts_ur5"),
