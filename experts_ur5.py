@@ -120,7 +120,7 @@ def can(arm, told):
 
 OFF = {LEFT: 0.055, RIGHT: -0.060}  # metres along the handle from its middle to each arm's grip
 MEETING = np.array([0.46, 0, 0.28])  # of the middle of the handle
-ACROSS = 0.0  # yaw of the hammer at the meeting
+ACROSS = 0.0  # yaw of the hammer, and of the hands on its handle, at the meeting
 
 
 def wait(arm, target, told, word):
@@ -131,7 +131,8 @@ def wait(arm, target, told, word):
 
 def handle_grip(arm, T):
     """The pose of an arm's hand on the hammer T: fingers across the handle."""
-    across = fold(yaw_of(T), math.pi, arm.home)
+    # The home's yaw is as far from one turn as from the other: near that, it would waver.
+    across = fold(yaw_of(T), math.pi, ACROSS)
     return down((T @ [0, OFF[arm.i], 0, 1])[:3], across)
 
 
@@ -155,8 +156,11 @@ def giver(arm, told):
     def grasp():
         return handle_grip(arm, hammer())
 
-    meeting = carried(arm, hammer, pose(MEETING, motions.about_z(ACROSS)))
+    upright = motions.about_z(ACROSS)
+    meeting = carried(arm, hammer, pose(MEETING, upright))
     yield from pick(arm, hammer, grasp, 0.12, 0.15)
+    yield from travel(arm, carried(arm, hammer, pose(MEETING - [0, -0.22, 0], upright)), 0.03)
+    yield from wait(arm, arm.hand(), told, "away")  # the other arm is above the trash before
     yield from travel(arm, meeting, 0.03)
     yield from goto(arm, meeting, 0.006, 0.04, dwell=2)
     told.add("ready")
@@ -185,6 +189,7 @@ def taker(arm, told):
 
     aside = down(MEETING - [0, 0.22, -0.08], arm.home)
     yield from travel(arm, aside, 0.03)
+    told.add("away")
     yield from wait(arm, aside, told, "ready")
     yield from travel(arm, moved(grasp(), 0, 0, 0.08), 0.015, 0.08)
     yield from goto(arm, grasp, 0.006, 0.05, dwell=1, vmax=0.6)
