@@ -15,17 +15,19 @@ from conftest import ROOT
 
 FLOORS = (
     ("startup",),
-<<<<<<< HEAD
-    ("drift", "unet", "pointcloud", "commands", "motions", "twin_model"),
-    ("files", "ranks", "vision", "renderer"),
-    ("encoders", "pictures", "hdf5", "twin"),
-    ("robomimic", "lerobot_format"),
-=======
-    ("drift", "unet", "pointcloud", "commands", "motions", "plan", "ur_controller", "safety"),
+    (
+        "drift",
+        "unet",
+        "pointcloud",
+        "commands",
+        "motions",
+        "plan",
+        "twin_model",
+        "ur_controller",
+    ),
     ("files", "ranks", "vision", "renderer", "servo", "ur_wire"),
-    ("encoders", "pictures", "hdf5", "ur5"),
+    ("encoders", "pictures", "hdf5", "twin", "ur5", "safety", "robot_log", "robot_switch"),
     ("robomimic", "lerobot_format", "ur_server"),
->>>>>>> 4b923260faa280d6b4c51d2cee0c5976b2f328ea
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
     ("saves", "download", "cells", "robosuite_env"),
     ("experts_robomimic", "experts_ur5"),
@@ -40,8 +42,8 @@ FLOORS = (
         "task_ur5",
     ),
     ("envs", "export"),
-    ("evaluate", "toy", "dbpo_rollout"),
-    ("data", "modes", "seen", "dbpo_noise"),
+    ("evaluate", "toy", "dbpo_rollout", "robot_cameras"),
+    ("data", "modes", "seen", "dbpo_noise", "robot_record", "robot_check"),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "verdicts", "figures"),
     ("chapter_pusht", "chapter_ablations", "chapter_stage2"),
