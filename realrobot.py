@@ -203,7 +203,7 @@ class Loop:
         return self.policy.act(self.policy.tensors(obs), self.z)[0].numpy()
 
     def send(self, chunk, t_obs, row):
-        """Overwrite the arms' plans by a chunk. If it is refused, that is noted: the plans go on."""
+        """Overwrite the arms' plans by a chunk. A refused one is noted, and the plans go on."""
         with self.lock:
             level, states = self.guard(late=False)
             now = self.clock()
