@@ -99,8 +99,13 @@ def run_program(command):
     Ctrl-C is passed on to it, once, and it is given the time to save what it has. If it said that
     it was interrupted, this process ends too, without a word of its own.
     """
+    interrupted = []  # a Ctrl-C that comes while the program is being started
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
     program = subprocess.Popen(command, process_group=0, **tied())
     try:
+        signal.signal(signal.SIGINT, handler)
+        if interrupted:
+            raise KeyboardInterrupt
         return program.wait()
     except KeyboardInterrupt:
         program.send_signal(signal.SIGINT)

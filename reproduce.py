@@ -4,23 +4,16 @@ A run that was interrupted goes on where it was. Its figures become rows in resu
 setting, seed and set of start states; `python report.py` then writes RESULTS.md and draws the
 figures.
 
-`pointcloud` is the paper's Table II. Its protocol takes the mean of a run's five best evaluations,
-which is biased upwards, so the last checkpoint's success always stands beside it. All other scores
-are those of the last checkpoint.
+All scores are those of the last checkpoint; beside them `pointcloud`, the paper's Table II, has
+those of the paper's protocol (reproduce_clouds.py).
 """
 
 import startup  # noqa: F401 - first, see there
 
-import datetime
-import functools
 import itertools
 import json
-import math
-import os
-import platform
 import shlex
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,15 +21,13 @@ import numpy as np
 import torch
 
 import bench
-import experts
 import modes
 from baselines import prepare
 from chapter_ablations import setting_table
 from chapter_pusht import modes_table
 from commands import START_SEEDS, BadInput, Parser, above_zero, check_device, check_seed, cli
-from data import Windows, load
-from download import find
-from envs import TASKS, make_env, run_program, task_named, worker_pool
+from data import load
+from envs import TASKS, run_program
 from evaluate import START_SEED, evaluate, smoothness
 from experiments import (
     ABLATE_COST,
@@ -45,26 +36,27 @@ from experiments import (
     COMPARED,
     EXPERIMENTS,
     MULTIMODAL,
-    POINTCLOUD,
     PUSHT,
     QUEUE,
-    STAGE2,
-    SURVEY,
-    Budget,
     Starts,
 )
-from files import Lock, atomic, check_folder, check_output, read_bytes, write_csv
-from formats import read as read_arrays
+from files import Lock, check_folder, check_output, read_bytes, write_csv
 from policy import Policy
-from report import summary
-from runs import SCORE_COLUMNS, commit, read_log
-from tables import Row, at, merge, read, select, setting_of
-from task_clouds import run_script
+from reproduce_clouds import pointcloud, survey
+from reproduce_runs import (
+    AGAIN,
+    HERE,
+    about,
+    budget_of,
+    dims_of,
+    finished,
+    given,
+    steps_per_epoch,
+    values,
+)
+from reproduce_stage2 import stage2, stage2_names
+from tables import at, merge, read, select, setting_of
 
-HERE = Path(__file__).parent
-EXPERT_SEED = 1_000_000  # the first start seed of demonstrations
-TRIAL_SEED = 3_000_000  # the first start seed of those that scripted policies are tried at
-AGAIN = "move the folder away, and the run is made again"
 POSITIVE = (
     "epochs",
     "steps",
@@ -84,229 +76,6 @@ POSITIVE = (
     "cores",
     "runs",
 )
-
-
-# ---- runs and rows ------------------------------------------------------------------------------
-
-
-def finished(script, out, *flags):
-    """Run a trainer into the run folder out, go on with it, or do nothing if it is finished.
-
-    Returns the rows of its log. Raises BadInput if the trainer fails, also because another process
-    writes the folder, and if the log is damaged.
-    """
-    out = Path(out)
-    if not (out / "log.csv").exists():
-        command = [sys.executable, HERE / script, "--out", out, *flags]
-        if (out / "state.pt").exists():
-            command.append("--resume")
-        command = [str(part) for part in command]
-        print(f"-- {' '.join(command[1:])}", flush=True)
-        code = run_program(command)
-        if code:
-            raise BadInput(f"{script} into {out} ended with code {code}: its message stands above")
-    log = [Row(row, out / "log.jsonl", AGAIN) for row in read_log(out)]
-    if not log:
-        raise BadInput(f"{out} holds log.csv, but no rows in log.jsonl: {AGAIN}")
-    return log
-
-
-def values(log, name):
-    """A column of a log, of the rows that have it. Raises BadInput if none has."""
-    found = [row[name] for row in log if name in row]
-    return found or [log[-1][name]]
-
-
-def given(args, *names):
-    """Those flags of args that have a value, as a trainer takes them."""
-    flags = []
-    for name in names:
-        value = getattr(args, name)
-        if value:
-            flags.append(f"--{name.replace('_', '-')}")
-        if value and value is not True:
-            flags.append(value)
-    return flags
-
-
-def about():
-    """What every row says of its making: date, commit, machine."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "machine": f"{os.cpu_count()} {platform.machine()}",
-    }
-
-
-def dims_of(args):
-    """The column "dims": the network's channels as they were given."""
-    return " ".join(map(str, args.dims))
-
-
-def budget_of(args):
-    """The one of steps, minutes and epochs that was given."""
-    for unit in ("steps", "epochs", "minutes"):  # minutes have a default
-        if getattr(args, unit):
-            return Budget(getattr(args, unit), unit)
-
-
-def steps_per_epoch(task, episodes, batch):
-    """Optimiser steps of a pass over some demonstrations."""
-    return max(len(Windows(episodes, task.T_o, task.T_p, task.T_a)) // batch, 1)
-
-
-# ---- Table II: point clouds ---------------------------------------------------------------------
-
-
-def demonstrations(task, episodes, states=None):
-    """The path of the task's data, which is made now if there is none."""
-    try:
-        return find(task)
-    except BadInput:
-        out = HERE / "demos" / f"{task.name}.npz"
-        lengths, tried = experts.from_expert(
-            task, episodes, out, states=states, start_seed=EXPERT_SEED
-        )
-        print(f"{out}: {len(lengths)} episodes of {tried} attempts", flush=True)
-        return out
-
-
-def pointcloud(args):
-    """Train and score point-cloud tasks by the protocol; a row a run, the summary at the end."""
-    for name in args.tasks:
-        if name not in CLOUDS:
-            task_named(name)
-            raise BadInput(f"{name} is not seen as a point cloud: choose from envs.py's list")
-    chosen = [e for e in POINTCLOUD if e.name in args.tasks]
-    for seed in args.seeds:
-        for experiment in chosen:
-            pointcloud_run(experiment, seed, args)
-    print(summary(read(Path(args.results, "pointcloud.csv"))))
-
-
-def pointcloud_run(experiment, seed, args):
-    """One run of Table II: train, then put the evaluations' figures into a row."""
-    task = task_named(experiment.task)
-    data = demonstrations(task, args.demos, args.states)
-    per_epoch = steps_per_epoch(task, load(task, data, args.demos), args.batch)
-    epochs = args.epochs or experiment.paper_budget.amount
-    steps = math.ceil(epochs * per_epoch)
-    flags = ["--task", task.name, "--data", data, "--demos", args.demos, "--steps", steps]
-    flags += ["--batch", args.batch, "--seed", seed, "--episodes", args.episodes]
-    flags += ["--eval-every", max(round(args.every * per_epoch), 1), "--dims", *args.dims]
-    flags += given(args, "device", "threads", "one_process")
-    out = Path(args.out, f"{task.name}-epochs{epochs:g}-seed{seed}")
-    rows = finished("dbp_train.py", out, *flags)
-    scores = values(rows, "score")
-    best = sorted(scores)[-args.top :]
-    row = {
-        "task": task.name,
-        "group": CLOUDS[task.name],
-        "seed": seed,
-        "last": scores[-1],
-        "top": np.mean(best).round(4),
-        "of": f"{len(best)} of {len(scores)}",
-        "episodes": args.episodes,
-        "epochs": f"{epochs:g}",
-        "steps": steps,
-        "demos": args.demos,
-        "dims": dims_of(args),
-        "minutes": round(values(rows, "minutes")[-1], 1),
-        **about(),
-    }
-    merge(Path(args.results, experiment.result), [row], experiment.keys)
-    print(
-        f"{task.name}, seed {seed}: last {scores[-1]:.2f}, mean of the best {len(best)} of "
-        f"{len(scores)} evaluations {np.mean(best):.2f}",
-        flush=True,
-    )
-
-
-# ---- every point-cloud task once ----------------------------------------------------------------
-
-
-def succeeds(name, seed):
-    """Whether a Meta-World task's scripted policy solves the start of that seed."""
-    env = experts.simulator(name)
-    return bool(run_script(name.removeprefix("metaworld-"), env, seed)[2])
-
-
-def look(task, path):
-    """A task's picture at a start, its crop box, and the milliseconds of an observation.
-
-    Of Meta-World it is the start of the first demonstration.
-    """
-    env = make_env(task)
-    is_scripted = task.count_states is None
-    env.reset(seed=int(read_arrays(path)["start_seed"][0]) if is_scripted else 0)
-    begun = time.perf_counter()
-    for _ in range(10):
-        env.observe()
-    milliseconds = 1e2 * (time.perf_counter() - begun)
-    return env.render(), env.box, milliseconds
-
-
-def expert_rate(task, attempts):
-    """The share of starts that the task's scripted policy solves; "recorded" if it has none."""
-    if task.count_states is not None:
-        return "recorded"
-    seeds = range(TRIAL_SEED, TRIAL_SEED + attempts)
-    with worker_pool(os.cpu_count()) as pool:
-        return np.mean(list(pool.map(functools.partial(succeeds, task.name), seeds))).round(3)
-
-
-def survey(args):
-    """Every task once: the expert's success, demonstrations, clouds, a few steps, an episode."""
-    from pointcloud import contact_sheet  # only here, for it needs MuJoCo
-
-    table = Path(args.results, SURVEY[0].result)
-    done = {r["task"] for r in read(table)}
-    scenes = []
-    for name in args.tasks:
-        task = task_named(name)
-        path = demonstrations(task, args.demos)
-        episodes = load(task, path)
-        points = episodes.obs["points"]
-        picture, box, milliseconds = look(task, path)
-        scenes.append((name, picture, points[0], box))
-        if name not in done:
-            survey_row(task, path, episodes, milliseconds, table, args)
-    figure = contact_sheet(scenes)
-    atomic(args.png, lambda file: figure.savefig(file, format="png", dpi=75))
-    print(f"drawn: {args.png}")
-
-
-def survey_row(task, path, episodes, milliseconds, table, args):
-    """One task's row of the survey."""
-    points = episodes.obs["points"]  # (N, 512, 3)
-    rate = expert_rate(task, args.attempts)
-    flags = ["--task", task.name, "--data", path, "--steps", args.steps, "--episodes", 1]
-    out = Path(args.out, f"survey-{task.name}")
-    rows = finished("dbp_train.py", out, *flags, "--device", "cpu", *SURVEY[0].stage1)
-    distinct = np.mean([len(np.unique(cloud, axis=0)) for cloud in points[::20]])
-    row = {
-        "task": task.name,
-        "group": CLOUDS[task.name],
-        "expert_success": rate,
-        "attempts": args.attempts,
-        "demos": len(episodes),
-        "length": episodes.lengths.mean().round(1),
-        "distinct_points": distinct.round(0),
-        "low": " ".join(map(str, points.min((0, 1)).round(2))),
-        "high": " ".join(map(str, points.max((0, 1)).round(2))),
-        "ms_a_frame": round(milliseconds, 1),
-        "loss": round(rows[0]["loss"], 4),
-        "s": round(rows[0]["s"], 3),
-        "episode_score": values(rows, "score")[-1],
-        **about(),
-    }
-    merge(table, [row], SURVEY[0].keys)
-    print(
-        f"{task.name}: expert {rate} of {args.attempts}, {len(episodes)} demonstrations of "
-        f"{episodes.lengths.mean():.0f} steps, {distinct:.0f} distinct points, "
-        f"{milliseconds:.1f} ms a frame",
-        flush=True,
-    )
 
 
 # ---- Push-T: methods and ablations --------------------------------------------------------------
@@ -485,118 +254,6 @@ def modes_of(experiment, seed, args):
         rows.append({**row, **modes.coverage(shares, none)})
         drawn.append(plans)
     return rows, drawn
-
-
-# ---- Stage 2 ------------------------------------------------------------------------------------
-
-
-def stage2_names():
-    """What `stage2 --tasks` may name: the kinds of policies that Stage 2 begins from."""
-    kinds = [e for e in STAGE2 if not e.removed]
-    names = [e.name.removesuffix("-no-anchor").removesuffix("-anchor") for e in kinds]
-    return list(dict.fromkeys(names))
-
-
-def stage2_experiment(name, anchor):
-    """The experiment of a name of stage2_names(), with or without the anchor."""
-    wanted = [name, f"{name}-anchor"] if anchor else [f"{name}-no-anchor"]
-    for experiment in STAGE2:
-        if experiment.name in wanted:
-            return experiment
-    raise BadInput(f"{name} is not run with{'' if anchor else 'out'} the anchor: leave it out")
-
-
-def stage2(args):
-    """Improve policies by Stage 2, with Stage 1 where there is no checkpoint; scores, curves."""
-    chosen = [stage2_experiment(name, not args.no_anchor) for name in args.tasks]
-    for experiment, seed in itertools.product(chosen, args.seeds):
-        stage2_run(experiment, seed, args)
-
-
-def is_trial(args):
-    """Whether flags were given that make a run of Stage 2 another than the table's."""
-    lengths = (args.steps, args.num_envs, args.num_steps, args.num_iterations)
-    lengths += (args.noise_episodes, args.episodes)
-    return any(lengths) or args.dims != ["auto"]
-
-
-def stage2_run(experiment, seed, args):
-    """One seed of Stage 2: the checkpoint it begins from, the run, its curve, its final scores."""
-    name = f"{experiment.name}-trial" if is_trial(args) else experiment.name
-    episodes = args.episodes or experiment.starts[0].episodes
-    before = stage1_checkpoint(experiment, seed, args)
-    out = Path(args.out, f"{name}-seed{seed}")
-    flags = ["--init", before, "--seed", seed, "--episodes", episodes]
-    flags += given(args, "num_envs", "num_steps", "num_iterations", "noise_episodes")
-    flags += given(args, "device", "threads", "one_process")
-    log = finished("dbpo_ppo.py", out, *flags, *experiment.stage2)
-    add_curve(Path(args.results, experiment.curve), f"{name}-seed{seed}", log)
-    table = Path(args.results, experiment.result)
-    for starts in experiment.starts:
-        row = {
-            "setting": name,
-            "seed": seed,
-            "episodes": args.episodes or starts.episodes,
-            "start_seed": starts.first_seed,
-        }
-        if not select(read(table), **row):
-            row |= change(before, out / "ckpt.pt", row["episodes"], row["start_seed"], args)
-            row |= {"env_steps": log[-1]["step"], "minutes": round(values(log, "minutes")[-1], 1)}
-            merge(table, [{**row, **about()}], experiment.keys)
-            print(f"{name}, seed {seed}: {row['before']:g} before, {row['after']:g} after")
-
-
-def stage1_checkpoint(experiment, seed, args):
-    """The checkpoint that a run of Stage 2 begins from, trained now if there is none."""
-    if experiment.stage1_seed is not None:
-        seed = experiment.stage1_seed
-    steps = args.steps or experiment.budget.amount
-    out = Path(args.out, f"stage1-{experiment.task}-steps{steps:g}-seed{seed}")
-    flags = ["--task", experiment.task, "--seed", seed, "--steps", steps, "--dims", *args.dims]
-    flags += given(args, "data", "device", "threads", "one_process")
-    finished("dbp_train.py", out, *flags, *experiment.stage1)
-    return out / "ckpt.pt"
-
-
-def add_curve(table, run, log):
-    """Put the evaluations of a run into a table of curves, in the place of an earlier copy.
-
-    noisy: the mean score of the training episodes between two evaluations, which act with noise.
-    """
-    own = []
-    noisy = []  # the scores with noise since the last evaluation
-    for r in log:
-        if "return" in r:
-            noisy.append(r["return"])
-        if "iteration" in r and "score" in r:
-            own.append({"run": run, **{k: r[k] for k in SCORE_COLUMNS if k in r}})
-            own[-1]["noisy"] = np.mean(noisy).item() if noisy else None
-            noisy = []
-    merge(table, own, ["run"])
-
-
-def change(before, after, episodes, start_seed, args):
-    """The figures of two checkpoints on the same starts, as columns of stage2.csv."""
-    columns = {}
-    for when, path in (("before", before), ("after", after)):
-        policy = prepare(Policy.load(path, args.device or "cpu")[0])
-        task = task_named(policy.task)
-        result, rolled = evaluate(
-            policy,
-            task,
-            episodes,
-            start_seed=start_seed,
-            workers=not args.one_process,
-        )
-        digits = 1 if task.score == "sum" else 4
-        columns[when] = round(result["score"], digits)
-        columns[f"{when}_low"] = round(result["score_95"][0], digits)
-        columns[f"{when}_high"] = round(result["score_95"][1], digits)
-        if "success" in result:
-            columns[f"success_{when}"] = result["success"]
-            jerk = smoothness(rolled, policy.T_o, policy.T_a)["jerk"]
-            columns[f"jerk_{when}"] = round(jerk, 2)
-    return columns
 
 
 # ---- what is done and what is missing -----------------------------------------------------------

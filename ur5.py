@@ -167,7 +167,11 @@ class Client:
 
     def servo(self, q):
         """Send a target (6,) -> whether ur_rtde took it, which does not say that the arm moves."""
-        return self.control.servoJ(q.tolist(), *self.how)
+        try:
+            return self.control.servoJ(q.tolist(), *self.how)
+        except (RuntimeError, ValueError) as e:  # it could not connect again, or a number of `how`
+            self.lost = f"control lost: {e}"
+            return False
 
     def grip(self, x, now):
         """Send the gripper to x, 0 open .. 1 closed."""

@@ -171,8 +171,12 @@ class Controller:
             self.end_program()
 
     def vector(self):
-        """The six joints in the registers."""
-        return np.array([self.doubles[k] for k in range(6)])
+        """The six joints in the registers. Where they are no numbers the arm stops."""
+        q = np.array([self.doubles[k] for k in range(6)])
+        if not np.isfinite(q).all():
+            self.protective()
+            return self.goal
+        return q
 
     # ---- the arm
 

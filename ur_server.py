@@ -104,17 +104,22 @@ class Server:
                     f"program that uses it, or give other --hosts"
                 ) from e
             sock.listen()
+            sock.setblocking(False)
             self.listeners[i][port] = sock
             self.selector.register(sock, selectors.EVENT_READ, (self.accept, i, port))
 
     def accept(self, i, port):
         """Take a client's connection."""
-        sock, _ = self.listeners[i][port].accept()
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(sock, port, self.arms[i], VERSIONS[self.rate])
+        try:
+            sock, _ = self.listeners[i][port].accept()
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(sock, port, self.arms[i], VERSIONS[self.rate])
+        except (OSError, KeyError):  # it has gone again, or the port has just been closed
+            return
         self.connections.append(connection)
-        self.selector.register(sock, selectors.EVENT_READ, (self.read, connection))
+        if i not in self.stalled:
+            self.selector.register(sock, selectors.EVENT_READ, (self.read, connection))
 
     def read(self, connection):
         """Treat what has come on a connection; close it if it ends or makes no sense."""
@@ -199,6 +204,8 @@ class Server:
                 self.plant.reset(int(seed))
                 for arm in self.arms:
                     arm.reset()
+                    self.go_on(arm.i)
+                    self.listen(arm.i)
             case [_, i, *_] if i not in ("0", "1"):
                 raise ValueError("an arm is 0 or 1")
             case ["stall", i, seconds]:
@@ -302,10 +309,14 @@ class ServerProcess:
             raise BadInput(self.process.communicate()[1].strip().removeprefix("error: "))
 
     def tell(self, line):
-        """Send a line of HELP -> the answer. Raises ValueError if the server does not know it."""
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline() or '{"error": "the server has ended"}')
+        """Send a line of HELP -> the answer. Raises ValueError if the server refuses it."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the server has ended: {self.process.communicate()[1]}")
+        answer = json.loads(answer)
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer

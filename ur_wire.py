@@ -161,6 +161,8 @@ class Connection:
             self.package(kind, struct.pack("!4I", *self.version))
         elif kind == "O":  # the variables that the client wants
             self.hz = struct.unpack_from("!d", body)[0]
+            if not 0 < self.hz <= 1000:
+                raise ValueError("no rate of packages")
             self.outputs = names_in(body[8:])
             types = ",".join(map(type_of, self.outputs))
             self.package(kind, b"\1" + types.encode())
@@ -171,6 +173,8 @@ class Connection:
             self.recipes.append((layout(names)[0], names))
             self.package(kind, bytes([len(self.recipes)]) + types.encode())
         elif kind in "SP":
+            if not self.outputs:
+                raise ValueError("no variables were asked for")
             self.package(kind, b"\1")
             self.due = 0 if kind == "S" else None
         elif kind == "U" and 1 <= body[0] <= len(self.recipes):

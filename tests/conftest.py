@@ -16,6 +16,7 @@ import torch
 from formats import save_npz
 
 ROOT = Path(__file__).parents[1]
+OPENGL = os.environ.get("MUJOCO_GL")  # what MuJoCo goes by, whatever sets it later
 OFFICIAL = "pusht_cchi_v7_replay.zarr"
 
 # A shell starts what it puts in the background with SIGINT ignored, and scripts would inherit that.
@@ -75,13 +76,14 @@ def official():
 def make_renderer(model, size):
     """MuJoCo's renderer; skips without OpenGL.
 
-    It is made only where MUJOCO_GL names a platform: without a display, making a window may crash.
+    It is made only where MUJOCO_GL names a platform: without a display, making a window may crash,
+    or leave the process without any OpenGL.
     """
     import mujoco
 
-    if os.environ.get("MUJOCO_GL") not in ("egl", "osmesa"):
+    if OPENGL not in ("egl", "osmesa"):
         pytest.skip("needs OpenGL without a display: set MUJOCO_GL=egl or osmesa")
     try:
         return mujoco.Renderer(model, size, size)
     except Exception as e:  # the kind depends on the GL platform
-        pytest.skip(f"no OpenGL by MUJOCO_GL={os.environ['MUJOCO_GL']} ({type(e).__name__})")
+        pytest.skip(f"no OpenGL by MUJOCO_GL={OPENGL} ({type(e).__name__})")

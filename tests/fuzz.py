@@ -266,6 +266,7 @@ def read_ckpt(folder):
 
 def read_state1(folder):
     """What dbp_train.py does with --resume, up to the step that it goes on from."""
+    import dbp_report
     import dbp_train
     from ranks import ALONE
     from saves import Interrupts, claimed
@@ -277,7 +278,7 @@ def read_state1(folder):
         task = dbp_train.resolve(args)
         with claimed(args, ALONE):
             training = dbp_train.Training(args, task, ALONE)
-            report = dbp_train.Report(training, Interrupts())
+            report = dbp_report.Report(training, Interrupts())
             report.bar.close()
             training.budget.more(training.step)
             still(training.policy)
@@ -332,15 +333,16 @@ def read_flags(folder):
 
 def read_logs(folder):
     """What reads log.jsonl: runs.py, --resume and reproduce.py."""
-    import reproduce
+    import reproduce_runs
+    import reproduce_stage2
     import runs
 
     out = folder / "run"
 
     def finished():
-        log = reproduce.finished("dbpo_ppo.py", out)
-        reproduce.values(log, "minutes")
-        reproduce.add_curve(folder / "curve.csv", "run", log)
+        log = reproduce_runs.finished("dbpo_ppo.py", out)
+        reproduce_runs.values(log, "minutes")
+        reproduce_stage2.add_curve(folder / "curve.csv", "run", log)
 
     def go_on():
         runs.claim(argparse.Namespace(out=out, resume=True)).release()

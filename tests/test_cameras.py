@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import commands
+import dbp_flags
 import dbp_train
 import drift
 import envs
@@ -352,7 +353,7 @@ def test_flags_that_do_not_fit(tmp_path, flags, task, more, word):
 
 def test_the_default_depends_on_the_device(flags, monkeypatch, capsys):
     """ResNet18 with a spatial softmax on a GPU, three convolutions on a CPU; a task may choose."""
-    monkeypatch.setattr(dbp_train, "check_device", lambda name: None)
+    monkeypatch.setattr(dbp_flags, "check_device", lambda name: None)
     for device, wanted in (("cpu", ("small", None)), ("cuda", ("resnet18", "softmax"))):
         args = dbp_train.parse(["--task", "two-cameras", "--device", device])
         dbp_train.resolve(args)
@@ -369,5 +370,5 @@ def test_tasks_without_cameras_say_nothing_of_them(tmp_path):
     """Their checkpoints and flags are as before."""
     args = dbp_train.parse(["--task", "pusht", "--device", "cpu", "--out", str(tmp_path / "r")])
     dbp_train.resolve(args)
-    assert all(getattr(args, name) is None for name in dbp_train.OF_CAMERAS)
+    assert all(getattr(args, name) is None for name in dbp_flags.OF_CAMERAS)
     assert TASKS["pusht"].crop == {}

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import commands
+import dbp_report
 import dbp_train
 import dbpo_ppo
 import envs
@@ -944,8 +945,8 @@ def test_its_policies_go_everywhere(init, tmp_path, monkeypatch, capsys, no_pict
         assert capsys.readouterr().out.startswith("score")
     argv = ["--init", ckpt, "--data", write_demos(tmp_path / "demos.npz"), "--out", tmp_path / "b"]
     argv += shlex.split("--dims 8 16 --steps 1 --batch 4 --episodes 1 --device cpu --one-process")
-    monkeypatch.setattr(dbp_train, "curves", lambda *a: None)
-    monkeypatch.setattr(dbp_train, "hypotheses_figure", lambda *a: None)
+    monkeypatch.setattr(dbp_report, "curves", lambda *a: None)
+    monkeypatch.setattr(dbp_report, "hypotheses_figure", lambda *a: None)
     dbp_train.train(dbp_train.parse(list(map(str, argv))))
     assert Policy.load(tmp_path / "b" / "ckpt.pt")[0].shape == Policy.load(ckpt)[0].shape
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import importlib.util
 
 import numpy as np
 import pytest
 
-pytest.importorskip("robosuite", reason="robosuite is not installed")
+if importlib.util.find_spec("robosuite") is None:  # its import would set MUJOCO_GL for all tests
+    pytest.skip("robosuite is not installed", allow_module_level=True)
 
 import experts_robomimic
 from experts_robomimic import demonstration

@@ -16,10 +16,12 @@ from argparse import Namespace
 import pytest
 import torch
 
+import dbp_report
 import dbp_train
 import dbpo_ppo
 from commands import BadInput
 from conftest import ROOT, write_demos
+from envs import task_named
 from files import load_torch
 from ranks import ALONE, Ranks, of_torchrun
 from runs import read_log
@@ -177,7 +179,7 @@ def float64():
 
 def gradients(args, ranks):
     """The gradients of a step, by name, and the sums of the figures of the one before."""
-    training = dbp_train.Training(args, dbp_train.task_named(args.task), ranks)
+    training = dbp_train.Training(args, task_named(args.task), ranks)
     training.advance()
     training.check_finite()
     sums = training.total_sums()
@@ -209,10 +211,10 @@ def quick(patch):
 
     The noise is "measured" by the first process alone, which tells the others.
     """
-    for trainer in (dbp_train, dbpo_ppo):
-        patch.setattr(trainer, "evaluate", lambda *args, **kw: (SCORE, None))
-        patch.setattr(trainer, "curves", lambda *args, **kw: None)
-    patch.setattr(dbp_train, "hypotheses_figure", lambda *args: None)
+    for writer in (dbp_report, dbpo_ppo):
+        patch.setattr(writer, "evaluate", lambda *args, **kw: (SCORE, None))
+        patch.setattr(writer, "curves", lambda *args, **kw: None)
+    patch.setattr(dbp_report, "hypotheses_figure", lambda *args: None)
     patch.setattr(dbpo_ppo, "smoothness", lambda *args: {"jerk": None})
     patch.setattr(dbpo_ppo, "noise_for", lambda *args, **kw: (0.1, "measured"))
 

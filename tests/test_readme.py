@@ -1,4 +1,4 @@
-"""What README, NOTES.md and DATA.md say of the code is so.
+"""What README, READING.md, NOTES.md and DATA.md say of the code is so.
 
 Equations, files, flags, notes, links, the loss, the figures of the table, and the task that the
 README defines, which is run as it is written.
@@ -14,7 +14,7 @@ import pytest
 
 from conftest import ROOT
 
-PAGES = ("README.md", "NOTES.md", "DATA.md", "RESULTS.md")
+PAGES = ("README.md", "READING.md", "NOTES.md", "DATA.md", "RESULTS.md")
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 README = TEXT["README.md"]
 LIMIT = 10_240  # bytes of the README
@@ -114,7 +114,7 @@ def test_every_picture_is_shown():
 
 
 def test_every_source_file_has_its_place_in_the_reading_order():
-    named = re.findall(r"`(\w+\.py)`", section("Reading order"))
+    named = re.findall(r"`(\w+\.py)`", TEXT["READING.md"])
     assert sorted(named) == sorted(SOURCES)
 
 

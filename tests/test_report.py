@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+import dbp_flags
 import dbp_train
 import dbpo_ppo
 import plots
@@ -344,6 +345,6 @@ def test_same_run_has_the_same_flags():
             twin = next(t for t in EXPERIMENTS if t.name == e.same_run_as and t.budget == e.budget)
             flags = [dbp_train.parse(list(map(str, x.stage1))) for x in (e, twin)]
             for args in flags:
-                dbp_train.fill_defaults(args, TASKS["pusht"])
+                dbp_flags.fill_defaults(args, TASKS["pusht"])
             assert flags[0] == flags[1]
             assert e.demos == twin.demos

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import reproduce
+import reproduce_runs
 from commands import BadInput
 from conftest import ROOT
 from data import Windows, load
@@ -176,7 +177,7 @@ def test_a_damaged_log_is_told(tmp_path, log, told):
     if log is not None:
         (tmp_path / "log.jsonl").write_bytes(log)
     with pytest.raises(BadInput, match=told):
-        reproduce.values(reproduce.finished("dbp_train.py", tmp_path), "score")
+        reproduce_runs.values(reproduce_runs.finished("dbp_train.py", tmp_path), "score")
 
 
 @pytest.mark.parametrize(
@@ -244,9 +245,9 @@ def test_budget_is_the_one_that_is_given():
     """--minutes has a default, which --steps and --epochs take the place of."""
     given = {"--steps 5": "5 steps", "--epochs 2": "2 epochs", "--minutes 3": "3 minutes"}
     for flags, budget in given.items():
-        assert str(reproduce.budget_of(reproduce.parse(["pusht", *flags.split()]))) == budget
-    assert str(reproduce.budget_of(reproduce.parse(["pusht"]))) == "15 minutes"
-    assert reproduce.budget_of(reproduce.parse(["ablate", "K"])) is None
+        assert str(reproduce_runs.budget_of(reproduce.parse(["pusht", *flags.split()]))) == budget
+    assert str(reproduce_runs.budget_of(reproduce.parse(["pusht"]))) == "15 minutes"
+    assert reproduce_runs.budget_of(reproduce.parse(["ablate", "K"])) is None
 
 
 def test_multimodal(run, pusht, tmp_path):

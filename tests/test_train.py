@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import commands
+import dbp_report
 import dbp_train
 import drift
 import envs
@@ -32,7 +33,8 @@ import saves
 from commands import BadInput
 from conftest import ROOT, cli, write_demos
 from data import Windows, load
-from dbp_train import EMA, Budget, check_shares, chosen_dims, lr_factor, progress
+from dbp_flags import chosen_dims
+from dbp_train import EMA, Budget, check_shares, lr_factor, progress
 from envs import TASKS
 from files import load_torch, save_torch
 from formats import save_npz
@@ -78,9 +80,9 @@ def quick(monkeypatch):
         }
         return result, None
 
-    monkeypatch.setattr(dbp_train, "evaluate", evaluate)
+    monkeypatch.setattr(dbp_report, "evaluate", evaluate)
     for name in ("curves", "hypotheses_figure"):
-        monkeypatch.setattr(dbp_train, name, lambda *a: None)
+        monkeypatch.setattr(dbp_report, name, lambda *a: None)
     return seen
 
 
@@ -610,7 +612,7 @@ def test_ctrl_c_in_an_evaluation(tmp_path, demos, quick, monkeypatch, capsys):
     """It is broken off, and done again by --resume."""
     flags = ["--data", demos, "--steps", 120, "--eval-every", 50]
     train(*flags, "--out", tmp_path / "whole")
-    real = dbp_train.evaluate
+    real = dbp_report.evaluate
 
     def evaluated(*args, **kw):
         signal.raise_signal(signal.SIGINT)
@@ -618,7 +620,7 @@ def test_ctrl_c_in_an_evaluation(tmp_path, demos, quick, monkeypatch, capsys):
 
     cut = tmp_path / "cut"
     with monkeypatch.context() as patch:
-        patch.setattr(dbp_train, "evaluate", evaluated)
+        patch.setattr(dbp_report, "evaluate", evaluated)
         assert ends_with(capsys, *flags, "--out", cut)[0] == 130
     assert state_of(cut)["step"] == 50 and not any("score" in r for r in read_log(cut))
     train(*flags, "--out", cut, "--resume")
@@ -725,8 +727,8 @@ def begun(tmp_path_factory):
     flags = ["--data", data, "--out", folder / "r", "--steps", 60, "--memory", 2]
     with pytest.MonkeyPatch.context() as patch:
         for name in ("curves", "hypotheses_figure"):
-            patch.setattr(dbp_train, name, lambda *a: None)
-        patch.setattr(dbp_train.Report, "score", lambda self: None)
+            patch.setattr(dbp_report, name, lambda *a: None)
+        patch.setattr(dbp_report.Report, "score", lambda self: None)
         train(*flags)
     return folder / "r", flags
 
@@ -974,8 +976,8 @@ def workplace(tmp_path_factory):
     data = write_demos(folder / "demos.npz")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("curves", "hypotheses_figure"):
-            patch.setattr(dbp_train, name, lambda *a: None)
-        patch.setattr(dbp_train.Report, "score", lambda self: None)
+            patch.setattr(dbp_report, name, lambda *a: None)
+        patch.setattr(dbp_report.Report, "score", lambda self: None)
         train("--data", data, "--out", folder / "r", "--steps", 1)
     (folder / "junk.pt").write_bytes(b"junk")
     shape = Policy.load(folder / "r" / "ckpt.pt")[0].shape

@@ -164,6 +164,13 @@ def test_a_stop_holds_the_arm_where_it_is(how):
     assert (arm.runtime == ur.PLAYING) == (how == "servo stop")
 
 
+def test_targets_that_are_no_numbers_stop_the_arm():
+    arm, _ = made()
+    command(arm, ur.SERVO_J, *HOME[:5], float("nan"))
+    live(arm, 0.1)
+    assert arm.safety == ur.PROTECTIVE and arm.plant.q(0).tolist() == HOME.tolist()
+
+
 def test_without_a_program_nothing_moves_and_a_stopped_arm_begins_none():
     arm, _ = made(playing=False)
     command(arm, ur.SERVO_J, *(HOME + 1))
@@ -242,14 +249,25 @@ def test_packages_in_pieces_and_an_unknown_recipe(served):
         assert receive(sock) == ("V", b"\1")
 
 
-@pytest.mark.parametrize("junk", [b"\0\0\0\0", package("O", b"abc"), package("U")])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\0\0\0\0",
+        package("O", b"abc"),
+        package("O", struct.pack("!d", 0) + b"timestamp"),
+        package("S"),
+        package("U"),
+        package("I", b"input_int_register_0") + package("U", b"\1abc"),
+    ],
+)
 def test_nonsense_closes_that_connection_alone(served, junk):
     server, hosts = served
     with connect(hosts[0], RTDE) as other, connect(hosts[0], RTDE) as sock:
         sock.sendall(junk)
         sock.settimeout(PATIENCE)
         with pytest.raises((ConnectionError, struct.error)):
-            receive(sock)
+            while receive(sock):
+                pass
         assert asked(other, "V", b"\0\2") == b"\1"
     assert len(server.tell("state")["arms"]) == 2
 
@@ -304,6 +322,15 @@ def test_a_line_that_makes_no_sense_is_answered(served, line):
     with pytest.raises(ValueError):
         served[0].tell(line)
     assert served[0].tell("state")
+
+
+def test_who_connects_during_a_stall_is_heard_after_it(served):
+    server, hosts = served
+    with connect(hosts[0], RTDE) as before:
+        server.tell("stall 0 0.3")
+        with connect(hosts[0], RTDE) as sock:
+            sock.sendall(package("V", b"\0\2"))
+            assert receive(sock) == ("V", b"\1") and asked(before, "V", b"\0\2") == b"\1"
 
 
 def test_a_port_that_is_taken(served):
