@@ -47,6 +47,7 @@ ARMS = ("left", "right")
 ARM = 7  # numbers of an arm in "proprio" and in an action: six joints, the gripper
 D_A = 2 * ARM
 RATE = 10  # actions a second, of the tasks of task_ur5.py
+FIRST = 1.0  # seconds that the first chunk may take
 WATCH = 0.01  # seconds between two looks of the second thread
 ENSEMBLE = 0.01  # the oldest chunk counts most: weights exp(-ENSEMBLE i), i = 0 the oldest
 HOSTS = ("127.0.0.1", "127.0.0.2")  # of the twin
@@ -228,7 +229,6 @@ class Loop:
             for i, arm in enumerate(self.arms):
                 arm.plan(times, points[:, i, :6], points[:, i, 6])
             self.plan_end = times[-1]
-            self.held = None
             row.update(commanded=self.clock(), used=len(points), first=points[0])
 
     # ---- what looks after the arms
@@ -248,6 +248,8 @@ class Loop:
             level, reason = judge(now, *seen, self.patience)
             if level == STOP:
                 self.stop(reason, now)
+            elif level == GO and late:
+                self.held = None
             elif level == HOLD and self.held is None:
                 self.held = now
                 for arm in self.arms:
@@ -287,6 +289,7 @@ class Loop:
 
     def run(self, seconds, *, hz=None, until=None):
         """Cycle for some seconds, as fast as the network is or at hz, or until until() is true."""
+        self.plan_end = self.clock() + FIRST
         ended = threading.Event()
         watcher = threading.Thread(target=self.watch, args=(ended,), daemon=True)
         watcher.start()
@@ -468,7 +471,7 @@ def run(args):
             cameras,
             cell,
             dt=1 / args.action_hz,
-            patience=Patience(frame=2 / args.camera_hz, state=max(0.02, 3 / args.servo_hz)),
+            patience=Patience(frame=2 / args.camera_hz),
             pressed=pressed,
             ensemble=args.ensemble,
             seed=args.seed,

@@ -69,7 +69,9 @@ class Patience:
     """For how long a loop may lack something, in seconds, before it holds and before it stops."""
 
     frame: float = 2 / 30  # a camera's newest frame: two frames at 30 Hz
-    state: float = 0.02  # an arm's newest state: more than three periods of its servo
+    # An arm's newest state. Three periods of a servo at 125 Hz are half of it, but without a
+    # real-time system a process waits that long for its turn.
+    state: float = 0.05
     late: float = 0.0  # the next chunk, after the plan's end, where the arms hold by themselves
     held: float = 0.5  # a hold, before it becomes a stop
 

@@ -6,8 +6,8 @@
   twin.step(50)              50 physics steps of 2 ms
   twin.q(RIGHT)              the measured joint angles (6,)
 
-The model, its frames and units, and the limits are in twin_model.py. Time is simulated: nothing
-here looks at a clock, and the same calls give the same numbers, to the bit.
+Frames, units and limits are in twin_model.py; twin_build.py makes the model of them. Time is
+simulated: nothing here looks at a clock, and the same calls give the same numbers, to the bit.
 """
 
 import functools
@@ -15,6 +15,7 @@ import functools
 import mujoco
 import numpy as np
 
+from twin_build import about, make_spec
 from twin_model import (
     CAMERAS,
     GRIP_SPEED,
@@ -29,8 +30,6 @@ from twin_model import (
     THINGS,
     TIMESTEP,
     WALL,
-    about,
-    make_spec,
 )
 
 EVERYTHING = mujoco.mjtState.mjSTATE_INTEGRATION  # of a state
@@ -101,8 +100,10 @@ class Twin:
         """Move the servos' targets evenly from where they are to targets (2, 6), in n steps.
 
         grips (2,): what the grippers are told at once. The targets stay within JOINT_LIMITS, and no
-        joint's moves faster than JOINT_SPEED: it then ends short of what was asked for.
+        joint's moves faster than JOINT_SPEED: it then ends short of what was asked for. Raises
+        ValueError if a number is not finite.
         """
+        check_finite(targets)
         before = self.data.ctrl.reshape(2, 7)[:, :6].copy()
         most = JOINT_SPEED * n * TIMESTEP
         move = np.clip(np.clip(targets, *JOINT_LIMITS) - before, -most, most)
@@ -135,7 +136,8 @@ class Twin:
         return self.data.qvel[first : first + 6].copy()
 
     def target(self, i, q):
-        """Have the servos of arm i pull toward joint angles (6,)."""
+        """Have the servos of arm i pull toward joint angles (6,). ValueError if not finite."""
+        check_finite(q)
         self.data.ctrl[7 * i : 7 * i + 6] = q
 
     def gripper(self, i):
@@ -143,7 +145,8 @@ class Twin:
         return float(self.data.qpos[self.fingers[i]] / STROKE)
 
     def grip(self, i, x):
-        """Have gripper i move to 0 (open) .. 1 (closed), at its own speed."""
+        """Have gripper i move to 0 (open) .. 1 (closed), at its own speed. ValueError if NaN."""
+        check_finite(x)
         self.data.userdata[i] = min(max(float(x), 0.0), 1.0)
 
     def tcp(self, i):
@@ -210,6 +213,12 @@ class Twin:
     def draw(self, camera):
         """What a camera sees now: (size, size, 3) uint8."""
         return self.renderer.draw(self.data.qpos, camera)
+
+
+def check_finite(numbers):
+    """Refuse what is not finite: MuJoCo would set every servo's target to 0 instead."""
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"a target that is not finite: {numbers}")
 
 
 def pose_of(data, site):

@@ -25,7 +25,7 @@ FLOORS = (
         "twin_model",
         "ur_controller",
     ),
-    ("files", "ranks", "vision", "renderer", "servo", "ur_wire"),
+    ("files", "ranks", "vision", "renderer", "servo", "ur_wire", "twin_build"),
     ("encoders", "pictures", "hdf5", "twin", "ur5", "safety", "robot_log", "robot_switch"),
     ("robomimic", "lerobot_format", "ur_server"),
     ("runs", "policy", "formats", "task", "experiments", "tables", "lerobot_writer"),
