@@ -170,8 +170,8 @@ class Loop:
     def observe(self, states):
         """Observations {name: (1, T_o, ...)} and the time of the newest: that of the arms' states.
 
-        At each of the T_o times, dt apart, a frame is the newest that was captured by then, and the
-        arms are where they were.
+        At each of the T_o times, dt apart, a frame is the one that was captured nearest to it, and
+        the arms are where they were then.
         """
         t_obs = min(state.t for state in states)
         if not self.history or t_obs > self.history[-1][0]:

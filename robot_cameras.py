@@ -3,13 +3,12 @@
   cameras = Cameras({"front": source, "left_wrist": source}, rate=30)
   cameras.start()
   cameras.times()                       {"front": when its newest frame was captured}
-  cameras.at("front", [t - 0.1, t])     the frames that were the newest then
+  cameras.at("front", [t - 0.1, t])     the frames captured nearest to then
 
 A source is a function that returns the next frame and when it was captured, by time.monotonic(), or
 None if there is none. Each has a thread of its own, so a camera that hangs delays no other.
 """
 
-import bisect
 import threading
 import time
 from collections import deque
@@ -71,11 +70,11 @@ class Cameras:
             return {name: kept[-1][0] for name, kept in self.frames.items()}
 
     def at(self, name, times):
-        """The frames that were the newest at these times, the first one before it: (n, ...)."""
+        """The frames that were captured nearest to these times: (n, ...)."""
         with self.lock:
             kept = list(self.frames[name])
-        captured = [t for t, _ in kept]
-        return np.stack([kept[max(bisect.bisect_right(captured, t) - 1, 0)][1] for t in times])
+        captured = np.array([t for t, _ in kept])
+        return np.stack([kept[np.abs(captured - t).argmin()][1] for t in times])
 
     def measured(self):
         """{name: frames a second, as captured}."""

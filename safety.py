@@ -76,8 +76,8 @@ class Patience:
     held: float = 0.5  # a hold, before it becomes a stop
 
 
-def read_cell(path=None, **change):
-    """The Cell of a JSON file, or the twin's; change: fields that go first. Raises BadInput."""
+def read_cell(path=None):
+    """The Cell of a JSON file, or the twin's without one. Raises BadInput."""
     told = {}
     if path is not None:
         try:
@@ -87,7 +87,6 @@ def read_cell(path=None, **change):
     names = {f.name: np.shape(f.default) for f in fields(Cell)}
     if not isinstance(told, dict) or not told.keys() <= names.keys():
         raise BadInput(f"{path}: it takes an object with any of {', '.join(names)}")
-    told |= change
     for name, value in told.items():
         good = value in DH if name == "model" else is_numbers(value, names[name])
         if not good:

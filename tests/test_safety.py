@@ -1,6 +1,7 @@
 """The limits of the two arms' motion: what is clipped, what is refused, and who may go on."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_violations_of_space():
     far = violations(HOME[None], CELL)
     assert all(value == 0 for value in far.values())
     tool = skeleton(HOME[0, :6], 0, CELL)[-1]
-    low = ((tool + [0.03, -1, -1]).tolist(), (tool + 1).tolist())
+    low = (tuple(tool + np.array([0.03, -1, -1])), tuple(tool + 1))
     cell = Cell(boxes=(low, CELL.boxes[1]))
     assert violations(HOME[None], cell)["workspace box"] == pytest.approx(0.03)
     cell = Cell(table=tool[2] + 0.01)
@@ -126,37 +127,32 @@ def test_grippers_are_clipped():
     assert allowed[0, 0, 6] == 1.0
 
 
+def beyond(name):
+    """A cell, and a point that is 1 cm beyond its limit of that name, where HOME is within."""
+    point = moved(0, -0.10) if name == "distance between the arms" else moved(1, -0.10)
+    tool = skeleton(point[0, :6], 0, CELL)[-1]
+    if name == "workspace box":
+        box = ((0, -1, tool[2] + 0.01), (1, 1, 1))
+        return Cell(boxes=(box, CELL.boxes[1])), point
+    if name == "table":
+        return Cell(table=tool[2] + 0.01), point
+    wide = Cell(apart=9.0)
+    gap = 9.0 - violations(point[None], wide)[name][0]
+    return Cell(apart=gap + 0.01), point
+
+
 @pytest.mark.parametrize("name", ["workspace box", "table", "distance between the arms"])
 def test_a_limit_of_space_ends_the_chunk_or_refuses_it(name):
-    point = moved(1, 0.10)  # the left arm leans forward and down
-    far = skeleton(point[0, :6], 0, CELL)[-1]
-    cells = {
-        "workspace box": Cell(boxes=(((0, -1, 0), (far[0] - 0.01, 1, 1)), CELL.boxes[1])),
-        "table": Cell(table=far[2] + 0.01),
-        "distance between the arms": Cell(
-            apart=0.01 + np.linalg.norm(far - skeleton(HOME[1, :6], 1, CELL)[-1])
-        ),
-    }
-    if name == "distance between the arms":
-        point = moved(0, -0.05)
-        gap = CELL.apart - violations(point[None], Cell(apart=9.0))[name][0] + 9 - CELL.apart
-        cells[name] = Cell(apart=gap + 0.01)
-    cell = cells[name]
+    cell, point = beyond(name)
     assert violations(HOME[None], cell)[name] == 0
+    assert violations(point[None], cell)[name] == pytest.approx(0.01)
     allowed, clipped = limit([HOME, point, point], cell, dt=0.2)
     assert clipped == [name] and np.allclose(allowed, [HOME])
     with pytest.raises(Refused, match=name):
-        limit([HOME, point], replaced(cell, small_distance=0.001), dt=0.2)
-    # From beyond the limit the arms may come back, and not go on.
+        limit([HOME, point], replace(cell, small_distance=0.001), dt=0.2)
+    # From beyond the limit the arms may come back, but not on.
     allowed, clipped = limit([HOME], cell, here=point, dt=0.2)
     assert clipped == [] and np.allclose(allowed, [HOME])
-
-
-def replaced(cell, **change):
-    """The cell with fields changed."""
-    from dataclasses import replace
-
-    return replace(cell, **change)
 
 
 @pytest.mark.parametrize(
