@@ -28,7 +28,7 @@ from collections import deque
 import numpy as np
 
 from commands import BadInput, Parser, above_zero, check_seed, cli, refuse_flags
-from files import check_output
+from files import check_folder, check_output
 from robot_log import Log
 from safety import (
     GO,
@@ -677,6 +677,8 @@ def main():
     if "log" in args:
         check_seed(args, "seed")
         check_output(args, "log")
+    if "out" in args:
+        check_folder(args, "out")
     COMMANDS[args.command](args)
 
 
