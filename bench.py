@@ -33,6 +33,7 @@ from drift import chunk_loss
 from encoders import vision_of
 from envs import TASKS, make_env, task_named
 from evaluate import count_calls
+from export import OnnxPolicy
 from files import atomic, check_output
 from policy import Policy
 from runs import read_log, versions
@@ -329,8 +330,12 @@ def measured_step(B, K, flags):
 def infer(args):
     """The latency of one act call at batch 1, as a robot makes it: observation in, chunk out.
 
-    The observation is given as arrays; those of cameras are T_o pictures of bytes.
+    The observation is given as arrays; those of cameras are T_o pictures of bytes. --onnx: the
+    file's graph and the same network in eager torch, in turn.
     """
+    if args.onnx:
+        refuse_flags(args, ["compile"], "--onnx")
+        return onnx_rows(args)
     task = task_named(args.task)
     rows = {}
     for size, dims in (("small", SMALL), ("paper", PAPER)):
@@ -359,6 +364,22 @@ def act_rows(policy, name, args):
         rows[f"{name} {how}"] = quantiles(timed(act, args.n, args.device, warm=10))
         print(name, how, rows[f"{name} {how}"], flush=True)
     return rows
+
+
+def onnx_rows(args):
+    """{"onnx": quantiles, "eager": quantiles, "ratio_p50"} of one act call, which take turns."""
+    policies = {"onnx": OnnxPolicy.load(args.onnx)}
+    policies["eager"] = prepare(Policy(policies["onnx"].shape).eval())
+    obs = random_arrays(policies["onnx"], 1, policies["onnx"].T_o)
+
+    def act(policy):
+        policy.act(policy.tensors(obs))
+
+    calls = {name: functools.partial(act, policy) for name, policy in policies.items()}
+    seconds = timed_in_turn(calls, args.n, "cpu", warm=10)
+    rows = {name: quantiles(s) for name, s in seconds.items()}
+    ratio = np.median(np.array(seconds["onnx"]) / np.array(seconds["eager"]))
+    return {**rows, "ratio_p50": round(float(ratio), 3)}
 
 
 WAYS = {  # name -> method, number of network evaluations (NFE) an action
@@ -611,6 +632,7 @@ def parse(argv=None):
         examples=[
             "python bench.py train --batch 128 --K 8",
             "python bench.py infer --compile",
+            "python bench.py infer --onnx pusht.onnx --threads 1",
             "python bench.py latency",
             "python bench.py ppo --task hopper --dims 64 128",
             "python bench.py clouds --task metaworld-door-open",
@@ -630,6 +652,10 @@ def parse(argv=None):
         benches[name].add_argument(
             "--compile", action="store_true", help="also torch.compile; needs a C++ compiler"
         )
+
+    benches["infer"].add_argument(
+        "--onnx", metavar="FILE", help="time this file of export.py, beside eager torch"
+    )
 
     for name in ("train", "infer", "ppo"):
         benches[name].add_argument(

@@ -24,8 +24,18 @@ import numpy as np
 import torch
 
 from baselines import prepare
-from commands import START_SEEDS, BadInput, Parser, above_zero, check_device, check_seed, cli
+from commands import (
+    START_SEEDS,
+    BadInput,
+    Parser,
+    above_zero,
+    check_device,
+    check_seed,
+    cli,
+    refuse_flags,
+)
 from envs import closing, make_vec, task_named
+from export import OnnxPolicy
 from files import atomic, check_output
 from policy import Policy
 
@@ -325,9 +335,11 @@ def parse(argv=None):
             "python evaluate.py runs/pusht-dbp-seed0/ckpt.pt --episodes 200 --start-seed 200000",
             "python evaluate.py runs/pusht-diffusion-seed0/ckpt.pt --nfe 10 --json scores.json",
             "python evaluate.py runs/blockpush-dbp-seed0/ckpt.pt --one-start --episodes 100",
+            "python evaluate.py --onnx pusht.onnx",
         ],
     )
-    p.add_argument("ckpt", help="the policy's checkpoint: the ckpt.pt of a run folder")
+    p.add_argument("ckpt", nargs="?", help="the policy's checkpoint: the ckpt.pt of a run folder")
+    p.add_argument("--onnx", metavar="FILE", help="a file of export.py instead of the checkpoint")
     p.add_argument("--task", help="refuse a checkpoint of any other task")
     p.add_argument(
         "--episodes",
@@ -368,6 +380,12 @@ def parse(argv=None):
     args = p.parse_args(argv)
     above_zero(args, "episodes", "T_a", "show")
     check_seed(args, "seed")
+    if (args.ckpt is None) == (args.onnx is None):
+        raise BadInput("give a checkpoint, or a file of export.py by --onnx")
+    if args.onnx:
+        refuse_flags(args, ["raw", "nfe"], "--onnx, a graph with fixed weights")
+        if args.device != "cpu":
+            raise BadInput("--device is not used by --onnx, which onnxruntime runs: leave it out")
     if args.show and not args.video:
         raise BadInput("--show is the number of episodes in --video: give both, or neither")
     if args.z_scale is not None and not 0 <= args.z_scale < float("inf"):
@@ -380,9 +398,13 @@ def parse(argv=None):
 def main():
     """Run the command."""
     args = parse()
-    policy, _ = Policy.load(args.ckpt, args.device, ema=not args.raw, task=args.task)
+    source = args.onnx or args.ckpt
+    if args.onnx:
+        policy = OnnxPolicy.load(source, task=args.task)
+    else:
+        policy, _ = Policy.load(source, args.device, ema=not args.raw, task=args.task)
     task = task_named(policy.task)
-    policy.check_task(task, args.ckpt)
+    policy.check_task(task, source)
     starts = 1 if args.one_start else args.episodes or task.episodes
     check_seed(args, "start_seed", below=START_SEEDS, n=starts)
     policy.set_executed(args.T_a or policy.T_a)
@@ -402,7 +424,7 @@ def main():
         show=(args.show or 8) if args.video else 0,
     )
     if args.json:
-        about = {"ckpt": args.ckpt, "seed": args.seed, "start_seed": args.start_seed}
+        about = {"ckpt": source, "seed": args.seed, "start_seed": args.start_seed}
         about["one_start"] = args.one_start
         about.update(result, **smoothness(r, policy.T_o, policy.T_a))
         atomic(args.json, lambda f: f.write(json.dumps(about).encode()))

@@ -29,8 +29,10 @@ import dbpo_ppo
 import envs
 import evaluate
 import experts
+import export
 import figures
 import lerobot_writer
+import realrobot
 import report
 import reproduce
 import runs
@@ -54,7 +56,9 @@ for module in (
     envs,
     evaluate,
     experts,
+    export,
     figures,
+    realrobot,
     report,
     reproduce,
     runs,
@@ -102,6 +106,12 @@ def good(at):
     dbp_train.train(dbp_train.parse([*tiny, "--out", "run1"]))
     (at / "folder").mkdir()
     (at / "file").write_text("text")
+    make_policy("ur5-lift").save(at / "ur5-lift.pt")
+    make_policy("ur5-lift-state").save(at / "ur5-lift-state.pt")
+    fast = np.zeros((9, 14), "f4")
+    fast[5:, 0] = 3
+    save_npz(at / "fast.npz", action=fast, episode_ends=np.array([9]))
+    (at / "cell.json").write_text('{"speed": "fast"}')
 
 
 def broken(at):

@@ -1,0 +1,686 @@
+"""Two UR5 arms by a policy: check the setup, record demonstrations, run, replay a recording.
+
+  python realrobot.py run ckpt.pt --robot twin
+  python realrobot.py run ckpt.onnx --robot ur5 --hosts 192.168.1.10 192.168.1.11 --cell cell.json
+
+The twin is a simulation that speaks the arms' own protocol, so both run the same code: see
+ROBOT.md. `Loop` is all of it. The policy never talks to a servo. In each cycle
+
+  observe    the newest frames and arm states, and those T_o - 1 steps of dt before
+  act        one network evaluation: a chunk of targets, each with the time that it is for
+  schedule   targets whose time has passed are dropped; there is always one left
+  limit      what breaks a limit is clipped or refused (safety.py)
+  send       the chunk overwrites the future of each arm's plan
+
+and each arm's own process follows its plan at the arm's own rate (ur5.py). So cameras, policy and
+servos have independent rates, and a chunk that comes late leaves the tail of the one before. A
+second thread looks after the arms while the network works: what is stale or late makes both hold,
+what is broken stops both for good. Nothing is ever reset by itself: a person looks first.
+"""
+
+import startup  # noqa: F401 - first, see there
+
+import contextlib
+import threading
+import time
+from collections import deque
+
+import numpy as np
+
+from commands import BadInput, Parser, above_zero, check_seed, cli, refuse_flags
+from files import check_folder, check_output
+from robot_log import Log
+from safety import (
+    GO,
+    HOLD,
+    STOP,
+    Patience,
+    Refused,
+    check_chunk,
+    judge,
+    limited,
+    read_cell,
+    violations,
+)
+
+ARMS = ("left", "right")
+ARM = 7  # numbers of an arm in "proprio" and in an action: six joints, the gripper
+D_A = 2 * ARM
+RATE = 10  # actions a second, of the tasks of task_ur5.py
+FIRST = 1.0  # seconds that the first chunk may take
+WATCH = 0.01  # seconds between two looks of the second thread
+ENSEMBLE = 0.01  # the oldest chunk counts most: weights exp(-ENSEMBLE i), i = 0 the oldest
+HOSTS = ("127.0.0.1", "127.0.0.2")  # of the twin
+
+
+# ---- from a chunk to targets ---------------------------------------------------------------------
+
+
+def schedule(chunk, t_obs, now, dt, T_o):
+    """A chunk's targets that are still ahead -> their times (n,) and points (n, 2, 7), n >= 1.
+
+    chunk (T_p, 14). Its action k is where the arms shall be at t_obs + (k - T_o + 2) dt: that of
+    the newest observation is k = T_o - 1, and leads to a step later. What is less than half a step
+    ahead is dropped, or the arms would jerk. If nothing is left, the last target goes to the next
+    step.
+    """
+    actions = np.asarray(chunk, float)[T_o - 1 :]
+    times = t_obs + dt * np.arange(1, len(actions) + 1)
+    points = actions.reshape(-1, 2, ARM)
+    ahead = times > now + dt / 2
+    if not ahead.any():
+        return np.array([now + dt]), points[-1:]
+    return times[ahead], points[ahead]
+
+
+def ensembled(chunks, times):
+    """The weighted mean of chunks at times (n,): points (n, 2, 7).
+
+    chunks: (times (m,), points (m, 2, 7)) of the newest ones, the oldest first. Each counts where
+    its times reach. The grippers are the newest chunk's: half closed is no mean of open and closed.
+    """
+    total = np.zeros((len(times), 2 * ARM))
+    weights = np.zeros((len(times), 1))
+    for i, (own, points) in enumerate(chunks):
+        flat = points.reshape(-1, 2 * ARM)
+        there = np.column_stack([np.interp(times, own, column) for column in flat.T])
+        reach = (times >= own[0] - 1e-9) & (times <= own[-1] + 1e-9)
+        weight = np.exp(-ENSEMBLE * i) * reach[:, None]
+        total += weight * there
+        weights += weight
+    mean = (total / weights).reshape(-1, 2, ARM)
+    own, points = chunks[-1]
+    for i in range(2):
+        mean[:, i, 6] = np.interp(times, own, points[:, i, 6])
+    return mean
+
+
+def numbers(state):
+    """What an arm measures, (7,): joints and gripper."""
+    return np.append(state.q, state.gripper)
+
+
+def targets(state):
+    """What an arm was last sent, (7,): joints and gripper."""
+    return np.append(state.target, state.grip)
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+class Loop:
+    """A policy that moves two arms.
+
+    policy: a Policy or an OnnxPolicy. arms: two Arms or FakeArms, started. cameras: a Cameras,
+    started, of all observations but "proprio". cell, patience: see safety.py. dt: seconds of an
+    action. clock: of the arms and the cameras, too. pressed: whether the operator's switch is.
+    ensemble: take the mean of the chunks that reach a time, instead of the newest.
+    """
+
+    def __init__(
+        self,
+        policy,
+        arms,
+        cameras,
+        cell,
+        *,
+        dt=1 / RATE,
+        patience=None,
+        clock=time.monotonic,
+        pressed=None,
+        ensemble=False,
+        seed=0,
+    ):
+        import torch  # slow; the arms' processes import this file, too
+
+        self.policy = policy
+        self.arms = arms
+        self.cameras = cameras
+        self.cell = cell
+        self.dt = dt
+        self.patience = patience or Patience()
+        self.clock = clock
+        self.pressed = pressed or always
+        self.chunks = deque(maxlen=policy.T_p if ensemble else 1)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.z = None
+        self.z_until = -np.inf
+        self.history = deque(maxlen=4096)  # (time, proprio (14,))
+        self.plan_end = None  # the time of the last target that the arms have
+        self.held = None  # since when they are held
+        self.stopped = ""  # why they were stopped
+        self.lock = threading.RLock()  # of what is said to the arms
+        self.log = Log(cameras.times())
+
+    # ---- one cycle
+
+    def cycle(self):
+        """Observe, act, schedule, limit, send -> whether the loop may go on."""
+        begun = self.clock()
+        level, states = self.guard(late=False)
+        row = self.row(begun, states)
+        if level == GO:
+            obs, t_obs = self.observe(states)
+            chunk = self.act(obs, t_obs)
+            row["inferred"] = self.clock()
+            self.send(chunk, t_obs, row)
+        self.log.add(**row)
+        return level != STOP
+
+    def observe(self, states):
+        """Observations {name: (1, T_o, ...)} and the time of the newest: that of the arms' states.
+
+        At each of the T_o times, dt apart, a frame is the one that was captured nearest to it, and
+        the arms are where they were then.
+        """
+        t_obs = min(state.t for state in states)
+        if not self.history or t_obs > self.history[-1][0]:
+            self.history.append((t_obs, np.concatenate([numbers(state) for state in states])))
+        times = t_obs - self.dt * np.arange(self.policy.T_o - 1, -1, -1)
+        obs = {}
+        for name in self.policy.specs:
+            seen = self.measured(times) if name == "proprio" else self.cameras.at(name, times)
+            obs[name] = seen[None]
+        return obs, t_obs
+
+    def measured(self, times):
+        """The arms' joints and grippers at times (n,): (n, 14) float32, the first ones before."""
+        known = [t for t, _ in self.history]
+        first = max(np.searchsorted(known, times[0]) - 1, 0)
+        recent = list(self.history)[first:]
+        own = [t for t, _ in recent]
+        values = np.array([numbers for _, numbers in recent])
+        return np.stack([np.interp(times, own, y) for y in values.T], 1).astype(np.float32)
+
+    def act(self, obs, t_obs):
+        """One network evaluation: a chunk (T_p, D_a).
+
+        Its latent stays for T_a steps: another one may lead another way around an obstacle, and the
+        arms would dither between the two.
+        """
+        if t_obs >= self.z_until:
+            self.z = self.policy.z_scale * self.policy.latent(1, generator=self.generator)
+            self.z_until = t_obs + self.dt * self.policy.T_a
+        return self.policy.act(self.policy.tensors(obs), self.z)[0].numpy()
+
+    def send(self, chunk, t_obs, row):
+        """Overwrite the arms' plans by a chunk. A refused one is noted, and the plans go on."""
+        with self.lock:
+            level, states = self.guard(late=False)
+            now = self.clock()
+            if level != GO:
+                return
+            try:
+                check_chunk(chunk, self.policy.T_p, D_A)
+                times, points = schedule(chunk, t_obs, now, self.dt, self.policy.T_o)
+                self.chunks.append((times, points))
+                points = ensembled(self.chunks, times) if self.chunks.maxlen > 1 else points
+                here = np.stack([targets(state) for state in states])
+                speed = np.stack([state.qd for state in states])
+                points, clipped = limited(times, points, now, here, speed, self.cell)
+            except Refused as e:
+                self.log.event(now, f"chunk refused: {e}")
+                return
+            if clipped:
+                self.log.event(now, f"clipped: {', '.join(clipped)}")
+            if len(points) == 0:  # at a limit of space: stay
+                points = here[None]
+            times = times[: len(points)]
+            for i, arm in enumerate(self.arms):
+                arm.plan(times, points[:, i, :6], points[:, i, 6])
+            self.plan_end = times[-1]
+            row.update(commanded=self.clock(), used=len(points), first=points[0])
+
+    # ---- what looks after the arms
+
+    def guard(self, late=True):
+        """Hold or stop both arms if there is a reason -> GO, HOLD or STOP, and their states.
+
+        late: also if the plan has ended. The loop itself is about to make a new one.
+        """
+        with self.lock:
+            states = [arm.state() for arm in self.arms]
+            now = self.clock()
+            if self.stopped:
+                return STOP, states
+            plan_end = self.plan_end if late else None
+            seen = (states, self.cameras.times(), plan_end, self.held, self.pressed())
+            level, reason = judge(now, *seen, self.patience)
+            if level == STOP:
+                self.stop(reason, now)
+            elif level == GO and late:
+                self.held = None
+            elif level == HOLD and self.held is None:
+                self.held = now
+                for arm in self.arms:
+                    arm.hold()
+                self.log.event(now, f"held: {reason}")
+            return level, states
+
+    def stop(self, reason, now):
+        """Stop both arms for good."""
+        self.stopped = reason
+        for arm in self.arms:
+            arm.stop(reason)
+        self.chunks.clear()
+        self.log.event(now, f"stopped: {reason}")
+
+    def watch(self, ended):
+        """Look after the arms until the event `ended`, also while the network works or hangs."""
+        while not ended.wait(WATCH):
+            self.guard()
+
+    def row(self, begun, states):
+        """A row of the log, without what the cycle will add."""
+        nothing = np.full((2, ARM), np.nan)
+        return {
+            "begun": begun,
+            "state_t": [state.t for state in states],
+            "frame_t": list(self.cameras.times().values()),
+            "inferred": np.nan,
+            "commanded": np.nan,
+            "q": np.stack([numbers(state) for state in states]),
+            "target": np.stack([targets(state) for state in states]),
+            "used": 0,
+            "first": nothing,
+        }
+
+    # ---- many cycles
+
+    def run(self, seconds, *, hz=None, until=None):
+        """Cycle for some seconds, as fast as the network is or at hz, or until until() is true."""
+        self.plan_end = self.clock() + FIRST
+        ended = threading.Event()
+        watcher = threading.Thread(target=self.watch, args=(ended,), daemon=True)
+        watcher.start()
+        end = self.clock() + seconds
+        due = self.clock()
+        try:
+            while self.clock() < end and self.cycle() and not (until and until()):
+                due = max(due + 1 / hz, self.clock() - 1 / hz) if hz else 0
+                time.sleep(max(0, due - self.clock()))
+        finally:
+            ended.set()
+            watcher.join()
+
+    def summary(self):
+        """The log's summary, the servos' periods and the reason of a stop."""
+        states = [arm.state() for arm in self.arms]
+        found = self.log.summary()
+        found["servo_period_p50_ms"] = 1e3 * max(state.period_p50 for state in states)
+        found["servo_period_p99_ms"] = 1e3 * max(state.period_p99 for state in states)
+        found["camera_hz"] = {name: round(hz, 1) for name, hz in self.cameras.measured().items()}
+        found["stopped"] = self.stopped
+        return found
+
+
+def always():
+    """A switch that is always pressed."""
+    return True
+
+
+# ---- slow motions --------------------------------------------------------------------------------
+
+
+def move(arms, points, dt, cell, *, pressed=always, clock=time.monotonic, sleep=time.sleep):
+    """Move both arms along points (n, 2, 7), dt seconds apart, after a check of the whole way.
+
+    It begins where the arms are. Raises Refused if the way breaks a limit, or the motion was
+    stopped.
+    """
+    states = [arm.state() for arm in arms]
+    here = np.stack([targets(state) for state in states])
+    now = clock()
+    times = now + dt * np.arange(1, len(points) + 1)
+    allowed, clipped = limited(times, points, now, here, np.zeros((2, 6)), cell)
+    if clipped:
+        raise Refused(f"the way breaks a limit ({', '.join(clipped)})")
+    for i, arm in enumerate(arms):
+        arm.plan(times, allowed[:, i, :6], allowed[:, i, 6])
+    while clock() < times[-1] + 0.2:
+        sleep(0.01)
+        states = [arm.state() for arm in arms]
+        faults = [state.fault for state in states if state.fault]
+        if not pressed():
+            faults.append("the operator's switch is released")
+        if faults:
+            for arm in arms:
+                arm.stop(faults[0])
+            raise Refused(faults[0])
+
+
+def way_to(goal, here, speed, dt):
+    """Points (n, 2, 7) from here (2, 7) to a goal (2, 7), at most `speed` rad/s, dt apart."""
+    far = np.abs(goal[:, :6] - here[:, :6]).max()
+    n = max(1, int(np.ceil(far / speed / dt)))
+    part = np.arange(1, n + 1)[:, None, None] / n
+    return here + part * (goal - here)
+
+
+def go_home(arms, cell, **how):
+    """Move both arms slowly to the cell's home, with open grippers. how: of `move`."""
+    here = np.stack([targets(arm.state()) for arm in arms])
+    goal = np.concatenate([np.array(cell.home, float), np.zeros((2, 1))], 1)
+    if np.abs(goal - here).max() > 0.01:
+        move(arms, way_to(goal, here, cell.home_speed, 0.1), 0.1, cell, **how)
+
+
+# ---- a robot by the flags ------------------------------------------------------------------------
+
+
+def fit(policy, path, robot):
+    """Refuse a policy that does not fit the two arms. Raises BadInput."""
+    specs = policy.specs
+    if policy.D_a != D_A:
+        raise BadInput(
+            f"{path} was trained on {policy.task}, with actions of {policy.D_a} numbers, but two "
+            f"arms take {D_A}: pass a checkpoint of ur5-lift, ur5-can or ur5-transport"
+        )
+    others = [name for name, spec in specs.items() if spec["dtype"] != "uint8"]
+    if others == ["state"] and robot == "twin":
+        return
+    if others != ["proprio"] or specs["proprio"]["shape"] != [D_A]:
+        raise BadInput(
+            f"{path} was trained on {policy.task}, which sees {', '.join(specs)}: --robot {robot} "
+            f"has cameras and proprio ({D_A},)"
+        )
+
+
+@contextlib.contextmanager
+def connected(args, task, specs):
+    """Inside the `with`: (arms, cameras, scene) as the flags say; both arms are stopped at its end.
+
+    scene: a TwinScene of the twin, else None. Raises BadInput where something is missing.
+    """
+    from robot_cameras import Cameras, TwinScene
+    from ur5 import Arm
+
+    with contextlib.ExitStack() as stack:
+        scene = None
+        hosts = args.hosts
+        if args.robot == "twin":
+            from task_ur5 import scene_of
+            from ur_server import ServerProcess
+
+            flags = ("--task", scene_of(task.name), "--seed", args.start_seed)
+            server = stack.enter_context(ServerProcess(*flags, "--rate", args.servo_hz))
+            scene = TwinScene(server, task)
+            hosts = HOSTS
+        arms = [Arm(host, args.servo_hz) for host in hosts]
+        for arm in arms:
+            stack.callback(arm.close)
+            arm.start()
+        for side, arm in zip(ARMS, arms):
+            state = arm.state()
+            if state.fault:
+                raise BadInput(f"{side} arm {arm.host}: {state.fault}: `realrobot.py check` helps")
+        names = [name for name in specs if name != "proprio"]
+        cameras = Cameras(sources(args, names, specs, scene), args.camera_hz)
+        stack.callback(cameras.close)
+        cameras.start()
+        yield arms, cameras, scene
+
+
+def sources(args, names, specs, scene):
+    """{name: source} of the observations that cameras give. Raises BadInput."""
+    from robot_cameras import realsense, recorded
+
+    if args.frames:
+        from formats import read
+
+        arrays = read(args.frames, names)
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise BadInput(f"{args.frames} has no frames of {', '.join(missing)}")
+        return {name: recorded(arrays[name]) for name in names}
+    if scene:
+        return {name: scene.source(name) for name in names}
+    serials = dict(pair.split("=", 1) for pair in args.cameras if "=" in pair)
+    missing = [name for name in names if name not in serials]
+    if missing:
+        raise BadInput(f"no camera for {', '.join(missing)}: give --cameras NAME=SERIAL for each")
+    return {name: realsense(serials[name], specs[name]["shape"], args.camera_hz) for name in names}
+
+
+# ---- the commands --------------------------------------------------------------------------------
+
+
+def run(args):
+    """A policy moves the arms: it logs every cycle, and prints rates, latencies and events."""
+    import torch
+
+    from envs import task_named
+    from export import load_policy
+    from robot_switch import switch
+
+    policy = load_policy(args.ckpt)
+    fit(policy, args.ckpt, args.robot)
+    task = task_named(policy.task)
+    least = args.action_hz / (policy.T_p - policy.T_o + 1)
+    if args.policy_hz is not None and args.policy_hz <= least:
+        raise BadInput(
+            f"--policy-hz {args.policy_hz:g}: a plan would end before the next one comes; this "
+            f"policy needs more than {least:g}"
+        )
+    cell = read_cell(args.cell)
+    torch.set_num_threads(1)
+    with connected(args, task, policy.specs) as (arms, cameras, scene), switch(args) as pressed:
+        loop = Loop(
+            policy,
+            arms,
+            cameras,
+            cell,
+            dt=1 / args.action_hz,
+            patience=Patience(frame=2 / args.camera_hz),
+            pressed=pressed,
+            ensemble=args.ensemble,
+            seed=args.seed,
+        )
+        try:
+            go_home(arms, cell, pressed=pressed)
+            loop.act(loop.observe([arm.state() for arm in arms])[0], -np.inf)  # warm up
+            until = (lambda: scene.success) if scene and not args.frames else None
+            loop.run(args.seconds, hz=args.policy_hz, until=until)
+        except Refused as e:
+            loop.stop(str(e), time.monotonic())
+        finally:
+            found = loop.summary()
+            if scene:
+                found["success"] = scene.success
+            loop.log.about = {"ckpt": str(args.ckpt), "summary": found}
+            loop.log.save(args.log)
+    print_summary(found, loop.log, args.log)
+    if loop.stopped:
+        raise BadInput(f"stopped: {loop.stopped}: look at the arms before you start again")
+
+
+def print_summary(found, log, path):
+    """Print what a run reached, and its events."""
+    for name, value in found.items():
+        print(f"{name:34} {round(value, 3) if isinstance(value, float) else value}")
+    for event in log.events:
+        times = f" ({event['count']} times)" if event["count"] > 1 else ""
+        print(f"event: {event['text']}{times}")
+    print(f"log: {path}")
+
+
+def replay(args):
+    """Move the arms through a recorded episode, slowly, after a check of its limits."""
+    from envs import task_named
+    from formats import read
+    from robot_switch import switch
+
+    recorded = read(args.file, ["action", "episode_ends"])
+    if "action" not in recorded or recorded["action"].ndim != 2:
+        raise BadInput(f"{args.file} has no actions: pass a folder that `record` wrote")
+    ends = recorded["episode_ends"]
+    if not 0 <= args.episode < len(ends):
+        raise BadInput(f"{args.file} has {len(ends)} episodes: --episode counts from 0")
+    start = 0 if args.episode == 0 else ends[args.episode - 1]
+    actions = recorded["action"][start : ends[args.episode]]
+    if actions.shape[1] != D_A:
+        raise BadInput(f"{args.file} has actions of {actions.shape[1]} numbers, not {D_A}")
+    points = actions.reshape(-1, 2, ARM).astype(float)
+    cell = read_cell(args.cell)
+    dt = 1 / args.action_hz / args.speed
+    check_way(points, dt, cell, args.file)
+    if args.only_check:
+        return print(f"{args.file}, episode {args.episode}: {len(points)} targets keep all limits")
+    task = task_named(args.task)
+    with connected(args, task, {}) as (arms, _, scene), switch(args) as pressed:
+        try:
+            go_home(arms, cell, pressed=pressed)
+            here = np.stack([targets(arm.state()) for arm in arms])
+            slowly = way_to(points[0], here, cell.home_speed, 0.1)
+            move(arms, slowly, 0.1, cell, pressed=pressed)
+            move(arms, points[1:], dt, cell, pressed=pressed)
+        except Refused as e:
+            raise BadInput(f"stopped: {e}: look at the arms before you start again") from e
+        if scene:
+            scene.read()
+    return print(f"replayed {len(points)} targets" + f", success {scene.success}" * bool(scene))
+
+
+def check_way(points, dt, cell, path):
+    """Refuse recorded points (n, 2, 7) that break a limit at dt seconds a step. Raises BadInput."""
+    try:
+        if not np.isfinite(points).all():
+            raise Refused("it has numbers that are not finite")
+        times = dt * np.arange(1, len(points) + 1)
+        _, clipped = limited(times, points, 0.0, points[0], np.zeros((2, 6)), cell)
+        far = {name: value.max() for name, value in violations(points, cell).items()}
+        beyond = [name for name, value in far.items() if value > 0]
+        if clipped or beyond:
+            raise Refused(", ".join(dict.fromkeys([*clipped, *beyond])))
+    except Refused as e:
+        raise BadInput(f"{path} breaks a limit ({e}): lower --speed, or correct --cell") from e
+
+
+def record(args):
+    """Record demonstrations as a LeRobotDataset: of the twin's scripted expert, or by keyboard."""
+    import robot_record
+    from envs import task_named
+    from robot_switch import keys
+
+    task = task_named(args.task)
+    if task.D_a != D_A:
+        raise BadInput(f"{args.task} is no task of the two arms: give --task ur5-lift")
+    if args.by == "expert":
+        if args.robot == "ur5":
+            raise BadInput("the scripted expert knows only the twin: give --by keyboard")
+        return robot_record.by_expert(task, args)
+    with keys() as typed, connected(args, task, task.specs) as (arms, cameras, _):
+        cell = read_cell(args.cell)
+        try:
+            robot_record.by_keyboard(task, args, arms, cameras, cell, typed, go_home)
+        except Refused as e:
+            raise BadInput(f"stopped: {e}: look at the arms before you start again") from e
+
+
+def check(args):
+    """A table of what a run needs: each line is ok, or says what to do."""
+    from robot_check import checks
+
+    good = True
+    for name, ok, words in checks(args, fit, connected):
+        good = good and ok
+        print(f"{name:24} {'ok' if ok else 'NOT OK':7} {words}", flush=True)
+    if not good:
+        raise BadInput("the setup is not ready: do what the lines that are not ok say")
+
+
+COMMANDS = {"check": check, "record": record, "run": run, "replay": replay}
+
+
+def add_robot(c, robot="twin"):
+    """Add the flags that say which arms and cameras."""
+    c.add_argument(
+        "--robot", choices=("twin", "ur5"), default=robot, help="the simulated arms, or real ones"
+    )
+    c.add_argument("--hosts", nargs=2, metavar="HOST", help="addresses of the left and right arm")
+    c.add_argument("--servo-hz", type=int, choices=(125, 500), default=500, help="CB3: 125")
+    c.add_argument("--action-hz", type=float, default=RATE, help="actions a second, as recorded")
+    c.add_argument("--camera-hz", type=float, default=30, help="frames a second")
+    c.add_argument(
+        "--cameras", nargs="+", default=[], metavar="NAME=SERIAL", help="RealSense cameras"
+    )
+    c.add_argument(
+        "--frames", metavar="FILE", help="recorded frames instead of cameras, for timing"
+    )
+    c.add_argument("--cell", metavar="JSON", help="limits and places of the arms: see ROBOT.md")
+    c.add_argument("--start-seed", type=int, default=100_000, help="where the twin's things are")
+    c.add_argument(
+        "--switch",
+        metavar="HOW",
+        help="the operator's dead-man switch: keyboard, none, or a pedal's /dev/input/eventN; "
+        "keyboard for ur5 and none for the twin if not given",
+    )
+
+
+def parse(argv=None):
+    """The flags."""
+    p = Parser(
+        __doc__.partition("\n\n")[0],
+        examples=[
+            "python realrobot.py check --robot ur5 --hosts 192.168.1.10 192.168.1.11",
+            "python realrobot.py record --task ur5-lift --episodes 50 --out ur5-lift-recorded",
+            "python realrobot.py run ckpt.pt --robot twin",
+            "python realrobot.py replay ur5-lift-recorded --task ur5-lift --speed 0.25",
+        ],
+    )
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    found = {}
+    for name, call in COMMANDS.items():
+        words, _, _ = call.__doc__.partition("\n")
+        found[name] = commands.add_parser(name, help=words, description=call.__doc__)
+    c = found["check"]
+    c.add_argument("--ckpt", help="also whether this policy fits, and how fast it is here")
+    add_robot(c)
+    c = found["run"]
+    c.add_argument("ckpt", help="a checkpoint, or a file *.onnx of export.py")
+    add_robot(c)
+    c.add_argument("--seconds", type=float, default=60, help="when the run ends")
+    c.add_argument(
+        "--policy-hz", type=float, help="chunks a second; as many as it can if not given"
+    )
+    c.add_argument("--ensemble", action="store_true", help="the mean of chunks, not the newest")
+    c.add_argument("--seed", type=int, default=0, help="seed of the latents z")
+    c.add_argument("--log", default="robot.npz", metavar="NPZ", help="the log of every cycle")
+    c = found["replay"]
+    c.add_argument("file", help="a folder that `record` wrote")
+    c.add_argument("--task", default="ur5-lift", help="the twin's things")
+    add_robot(c)
+    c.add_argument("--episode", type=int, default=0, help="counts from 0")
+    c.add_argument("--speed", type=float, default=0.25, help="1: as recorded")
+    c.add_argument("--only-check", action="store_true", help="check the limits and move nothing")
+    c = found["record"]
+    c.add_argument("--task", default="ur5-lift", help="a task of task_ur5.py")
+    c.add_argument("--episodes", type=int, default=50, help="how many are kept")
+    c.add_argument("--out", required=True, metavar="FOLDER", help="a data set; it is added to")
+    c.add_argument("--by", choices=("expert", "keyboard"), default="expert", help="who acts")
+    c.add_argument("--variety", type=float, default=0.5, help="of the expert, 0 to 1")
+    c.add_argument("--video", default="av1", choices=("av1", "h264", "off"), help="off: PNG")
+    add_robot(c)
+    return p.parse_args(argv)
+
+
+def main():
+    """Run the command."""
+    args = parse()
+    names = ("seconds", "policy_hz", "action_hz", "camera_hz", "speed", "episodes")
+    above_zero(args, *(name for name in names if name in args))
+    check_seed(args, "start_seed", below=2**32)
+    if args.robot == "ur5" and not args.hosts:
+        raise BadInput("--robot ur5 needs --hosts LEFT RIGHT, the addresses of the two arms")
+    if args.robot == "twin":
+        refuse_flags(args, ["hosts"], "--robot twin")
+    if "log" in args:
+        check_seed(args, "seed")
+        check_output(args, "log")
+    if "out" in args:
+        check_folder(args, "out")
+    COMMANDS[args.command](args)
+
+
+if __name__ == "__main__":
+    cli(main)

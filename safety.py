@@ -1,0 +1,292 @@
+"""What the motion of the two arms must keep to, as pure functions: nothing here moves an arm.
+
+Targets are points (2, 7): of the left arm and the right one six joint angles in rad and how far the
+gripper is closed. A small violation is clipped, a large one refuses the whole chunk: the old plan
+then goes on to its end, where the arms hold.
+
+`limited` checks where the arms shall go, `judge` whether they may go on at all.
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from commands import BadInput
+from files import read_bytes
+
+# Denavit and Hartenberg's parameters a and d of each joint, in metres, by Universal Robots.
+DH = {
+    "ur5": ((0, -0.425, -0.39225, 0, 0, 0), (0.089159, 0, 0, 0.10915, 0.09465, 0.0823)),
+    "ur5e": ((0, -0.425, -0.3922, 0, 0, 0), (0.1625, 0, 0, 0.1333, 0.0997, 0.0996)),
+}
+ALPHA = (math.pi / 2, 0, 0, math.pi / 2, -math.pi / 2, 0)
+SAMPLES = 5  # points of each link whose distance to those of the other arm is looked at
+
+GO = "go"  # what `judge` says
+HOLD = "hold"
+STOP = "stop"
+
+
+class Refused(ValueError):
+    """A chunk must not be executed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The workplace: where the arms stand, and what they must keep to. The twin's by default.
+
+    `read_cell` reads another one from a JSON file with any of these names.
+    """
+
+    model: str = "ur5e"  # of DH
+    bases: tuple = ((0, 0.35, 0, 0), (0, -0.35, 0, math.pi))  # x, y, z, yaw of each arm's base
+    tool: float = 0.150  # metres from the flange to the tool's centre point
+    joints: tuple = (-2 * math.pi, 2 * math.pi)  # rad, of every joint
+    speed: float = math.pi  # rad/s, of every joint
+    acceleration: float = 40.0  # rad/s^2, of every joint
+    boxes: tuple = (  # of each arm's tool centre point: low (x, y, z), high (x, y, z)
+        ((0.15, -0.20, 0.005), (0.80, 0.75, 0.60)),
+        ((0.15, -0.75, 0.005), (0.80, 0.20, 0.60)),
+    )
+    table: float = 0.0  # height that no elbow, wrist or tool goes below
+    apart: float = 0.10  # metres between the arms' middle lines
+    home: tuple = (  # the joint angles that a run begins at
+        (0, -math.pi / 2, -math.pi / 2, -math.pi / 2, math.pi / 2, 0),
+        (0, -math.pi / 2, math.pi / 2, -math.pi / 2, -math.pi / 2, 0),
+    )
+    home_speed: float = 0.2  # rad/s, on the way there
+
+    # Violations up to these are clipped.
+    small_angle: float = 0.05  # rad beyond a joint's limit
+    small_distance: float = 0.02  # metres beyond a box, the table or the distance between the arms
+    small_speed: float = 2.0  # times the speed
+
+
+@dataclass(frozen=True)
+class Patience:
+    """For how long a loop may lack something, in seconds, before it holds and before it stops."""
+
+    frame: float = 2 / 30  # a camera's newest frame: two frames at 30 Hz
+    # An arm's newest state. Three periods of a servo at 125 Hz are half of it, but without a
+    # real-time system a process waits that long for its turn.
+    state: float = 0.05
+    late: float = 0.0  # the next chunk, after the plan's end, where the arms hold by themselves
+    held: float = 0.5  # a hold, before it becomes a stop
+
+
+def read_cell(path=None):
+    """The Cell of a JSON file, or the twin's without one. Raises BadInput."""
+    told = {}
+    if path is not None:
+        try:
+            told = json.loads(read_bytes(path))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+            raise BadInput(f"{path} is not JSON: name a file as ROBOT.md shows it") from e
+    names = {f.name: np.shape(f.default) for f in fields(Cell)}
+    if not isinstance(told, dict) or not told.keys() <= names.keys():
+        raise BadInput(f"{path}: it takes an object with any of {', '.join(names)}")
+    for name, value in told.items():
+        good = value in DH if name == "model" else is_numbers(value, names[name])
+        if not good:
+            raise BadInput(f"{path}: {name} cannot be used: its default is {getattr(Cell, name)}")
+    return replace(Cell(), **told)
+
+
+def is_numbers(value, shape):
+    """Whether a value is nested lists of finite numbers of this shape."""
+    try:
+        array = np.array(value, float)
+    except (TypeError, ValueError):
+        return False
+    return array.shape == shape and bool(np.isfinite(array).all())
+
+
+# ---- where the arms are --------------------------------------------------------------------------
+
+
+def skeleton(q, i, cell):
+    """Points of arm i at joint angles q (..., 6), in the cell's frame: (..., 5, 3) metres.
+
+    They are the shoulder, the elbow, two of the wrist and the tool's centre point, as straight
+    lines between them follow the links.
+    """
+    a, d = DH[cell.model]
+    x, y, z, yaw = cell.bases[i]
+    T = np.array(
+        [
+            [math.cos(yaw), -math.sin(yaw), 0, x],
+            [math.sin(yaw), math.cos(yaw), 0, y],
+            [0, 0, 1, z],
+            [0, 0, 0, 1],
+        ]
+    )
+    found = []
+    for k in range(6):
+        length = d[k] + (cell.tool if k == 5 else 0)
+        T = T @ transform(q[..., k], a[k], length, ALPHA[k])
+        if k != 3:  # it lies on the line to the next one, nearly
+            found.append(T[..., :3, 3])
+    return np.stack(found, -2)
+
+
+def transform(theta, a, d, alpha):
+    """Denavit and Hartenberg's transform of a joint at angles theta (...,): (..., 4, 4)."""
+    c = np.cos(theta)
+    s = np.sin(theta)
+    ca = math.cos(alpha)
+    sa = math.sin(alpha)
+    T = np.zeros((*np.shape(theta), 4, 4))
+    T[..., 0, 0] = c
+    T[..., 0, 1] = -s * ca
+    T[..., 0, 2] = s * sa
+    T[..., 0, 3] = a * c
+    T[..., 1, 0] = s
+    T[..., 1, 1] = c * ca
+    T[..., 1, 2] = -c * sa
+    T[..., 1, 3] = a * s
+    T[..., 2, 1] = sa
+    T[..., 2, 2] = ca
+    T[..., 2, 3] = d
+    T[..., 3, 3] = 1
+    return T
+
+
+def along(points):
+    """Points on the lines that join points (..., P, 3): (..., (P - 1) SAMPLES + 1, 3)."""
+    part = np.arange(SAMPLES)[:, None] / SAMPLES
+    start = points[..., :-1, None, :]
+    lines = start + part * (points[..., 1:, None, :] - start)  # (..., P - 1, SAMPLES, 3)
+    lines = lines.reshape(*points.shape[:-2], -1, 3)
+    return np.concatenate([lines, points[..., -1:, :]], -2)
+
+
+def violations(points, cell):
+    """How far points (n, 2, 7) are beyond each limit of space, in metres: {name: (n,)}, 0 inside.
+
+    The names are "workspace box", "table" and "distance between the arms".
+    """
+    bones = [skeleton(points[:, i, :6], i, cell) for i in range(2)]
+    beyond = []
+    for i in range(2):
+        low, high = np.array(cell.boxes[i], float)
+        tool = bones[i][:, -1]
+        beyond.append(np.maximum(low - tool, tool - high).max(1))
+    lowest = np.minimum(bones[0][:, 1:, 2].min(1), bones[1][:, 1:, 2].min(1))
+    left = along(bones[0])[:, :, None]
+    right = along(bones[1])[:, None]
+    gap = np.linalg.norm(left - right, axis=-1).min((1, 2))
+    found = {
+        "workspace box": np.maximum(*beyond),
+        "table": cell.table - lowest,
+        "distance between the arms": cell.apart - gap,
+    }
+    return {name: np.maximum(value, 0) for name, value in found.items()}
+
+
+# ---- where they shall go -------------------------------------------------------------------------
+
+
+def check_chunk(chunk, T_p, D_a):
+    """Refuse what is no chunk (T_p, D_a) of finite numbers. Raises Refused."""
+    if np.shape(chunk) != (T_p, D_a):
+        raise Refused(f"the chunk has shape {np.shape(chunk)}, not {(T_p, D_a)}")
+    if not np.isfinite(chunk).all():
+        raise Refused("the chunk has numbers that are not finite")
+
+
+def limited(times, points, now, here, speed, cell):
+    """Targets that keep to the limits -> points (m, 2, 7), m <= n, and what was clipped (a list).
+
+    times (n,): when the arms shall be at points (n, 2, 7). here (2, 7): where the plan is now;
+    speed (2, 6): how fast it goes. Joints, grippers, speeds and accelerations are clipped; before a
+    point that is a little beyond a limit of space the chunk ends, and the arms hold there. Beyond a
+    limit of space they may move only inward. Raises Refused if a violation is large.
+    """
+    clipped = []
+    points = np.array(points, float)
+    points[..., 6] = np.clip(points[..., 6], 0, 1)
+    low, high = cell.joints
+    beyond = np.maximum(low - points[..., :6], points[..., :6] - high).max()
+    if beyond > cell.small_angle:
+        raise Refused(f"a joint {beyond:.2f} rad beyond its limit")
+    if beyond > 0:
+        clipped.append("joint limit")
+        points[..., :6] = np.clip(points[..., :6], low, high)
+    clipped += clip_speeds(times, points, now, here, speed, cell)
+    n = len(points)
+    for name, far in violations(np.concatenate([here[None], points]), cell).items():
+        bad = far[1:] > np.maximum(far[0], 1e-9)
+        if (bad & (far[1:] > max(cell.small_distance, far[0]))).any():
+            raise Refused(f"{name}: {100 * far.max():.1f} cm beyond the limit")
+        if bad.any():
+            clipped.append(name)
+            n = min(n, int(bad.argmax()))
+    return points[:n], clipped
+
+
+def clip_speeds(times, points, now, here, speed, cell):
+    """Slow down points (n, 2, 7), in place, to the limits -> what was clipped. Raises Refused.
+
+    Each target is led from the one before it, so the arms come late and catch up.
+    """
+    seconds = np.diff(times, prepend=now)
+    wanted = np.abs(np.diff(points[..., :6], axis=0, prepend=here[None, :, :6])).max((1, 2))
+    fastest = wanted / seconds
+    most = cell.small_speed * cell.speed
+    if fastest[0] > most:
+        raise Refused(f"the first target is {wanted[0]:.2f} rad from where the arm is")
+    if fastest.max() > most:
+        raise Refused(f"a speed of {fastest.max():.1f} rad/s")
+    clipped = []
+    before = np.array(here[:, :6], float)
+    for k, period in enumerate(seconds):
+        wanted = (points[k, :, :6] - before) / period
+        allowed = np.clip(wanted, -cell.speed, cell.speed)
+        if (allowed != wanted).any():
+            clipped.append("speed")
+        change = cell.acceleration * period
+        speed = np.clip(allowed, speed - change, speed + change)
+        if (speed != allowed).any():
+            clipped.append("acceleration")
+        before = before + speed * period
+        points[k, :, :6] = before
+    return list(dict.fromkeys(clipped))
+
+
+# ---- whether they may go on ----------------------------------------------------------------------
+
+
+def judge(now, states, frames, plan_end, held, pressed, patience):
+    """Whether the arms may follow new chunks: (GO, HOLD or STOP, the reason).
+
+    states: each arm's State. frames {camera: when its newest frame was captured}. plan_end: the
+    time of the plan's last target, None before the first chunk. held: since when the arms have been
+    held, or None. pressed: whether the operator's switch is. A reason to stop goes before one to
+    hold. All times are seconds of one clock.
+    """
+    for side, state in zip(("left", "right"), states):
+        if state.fault:
+            return STOP, f"{side} arm: {state.fault}"
+    if not pressed:
+        return STOP, "the operator's switch is released"
+    reason = missing(now, states, frames, plan_end, patience)
+    if reason is None:
+        return GO, ""
+    if held is not None and now - held > patience.held:
+        return STOP, f"{reason}, and the arms have been held for {patience.held:g} s"
+    return HOLD, reason
+
+
+def missing(now, states, frames, plan_end, patience):
+    """What is too old for the arms to go on, in words, or None."""
+    for side, state in zip(("left", "right"), states):
+        if now - state.t > patience.state:
+            return f"{side} arm: its state is {1e3 * (now - state.t):.0f} ms old"
+    for camera, t in frames.items():
+        if now - t > patience.frame:
+            return f"{camera}: the newest frame is {1e3 * (now - t):.0f} ms old"
+    if plan_end is not None and now - plan_end > patience.late:
+        return "there is no new chunk, and the plan has ended"
+    return None

@@ -1,0 +1,462 @@
+"""The robot loop on simulated arms and a clock of the test's own: chunks, faults, logs, commands.
+
+The arms are ur5.FakeArm: the servo, the plan and the faults are the real ones.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import realrobot
+from commands import BadInput
+from realrobot import ARM, D_A, Loop, ensembled, go_home, move, schedule
+from robot_cameras import Cameras, recorded
+from robot_log import COLUMNS, Log
+from robot_record import pushed
+from robot_switch import Pedal, Space
+from safety import GO, HOLD, STOP, Cell, Patience, Refused, skeleton
+from ur5 import FakeArm
+
+CELL = Cell()
+PERIOD = 1 / 500  # of the servos
+CYCLE = 0.02  # of the policy
+SPEED = 0.1  # rad/s of the first joints in the test's chunks
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self):
+        self.t = 100.0
+
+    def __call__(self):
+        return self.t
+
+    def sleep(self, seconds):
+        """Let time pass."""
+        self.t += seconds
+
+
+class Turning:
+    """A policy that turns both arms' first joints at SPEED from where they are."""
+
+    T_o = 2
+    T_p = 16
+    T_a = 8
+    D_a = D_A
+    z_scale = 1.0
+    specs = {
+        "front": {"shape": [8, 8, 3], "dtype": "uint8"},
+        "proprio": {"shape": [D_A], "dtype": "float32"},
+    }
+
+    def __init__(self):
+        self.seen = []
+        self.latents = []
+        self.wrong = None  # a function that spoils a chunk
+
+    def latent(self, n, generator):
+        """z of n chunks."""
+        return torch.randn(n, self.T_p, self.D_a, generator=generator)
+
+    def tensors(self, obs):
+        """Observations as tensors."""
+        return {name: torch.as_tensor(y) for name, y in obs.items()}
+
+    def act(self, obs, z):
+        """A chunk of each observation."""
+        self.seen.append({name: y.numpy() for name, y in obs.items()})
+        self.latents.append(z)
+        steps = torch.arange(self.T_p) - self.T_o + 2  # tenths of a second from the observation on
+        chunk = obs["proprio"][:, -1:].repeat(1, self.T_p, 1).double()
+        chunk[:, :, [0, ARM]] += 0.1 * SPEED * steps[:, None]
+        return chunk if self.wrong is None else self.wrong(chunk)
+
+
+class Setup:
+    """Two fake arms at home, a camera, a policy and a loop, on one clock."""
+
+    def __init__(self, **how):
+        self.clock = Clock()
+        self.arms = [FakeArm(home=home, clock=self.clock) for home in np.array(CELL.home)]
+        for arm in self.arms:
+            arm.start()
+        picture = np.zeros((8, 8, 3), np.uint8)
+        self.cameras = Cameras({"front": lambda: (self.clock(), picture)}, 30, self.clock)
+        self.cameras.capture("front")
+        self.sees = True
+        self.pressed = True
+        self.policy = Turning()
+        self.loop = Loop(
+            self.policy,
+            self.arms,
+            self.cameras,
+            CELL,
+            clock=self.clock,
+            pressed=lambda: self.pressed,
+            **how,
+        )
+        self.loop.plan_end = self.clock() + realrobot.FIRST
+
+    def advance(self, seconds=CYCLE):
+        """Let time pass; the camera sees."""
+        self.clock.sleep(seconds)
+        if self.sees:
+            self.cameras.capture("front")
+
+    def cycles(self, n):
+        """n cycles of the loop."""
+        for _ in range(n):
+            self.advance()
+            self.loop.cycle()
+
+    def targets(self):
+        """(2, 7): what both arms were last sent."""
+        return np.stack([realrobot.targets(arm.state()) for arm in self.arms])
+
+
+@pytest.fixture
+def setup():
+    """A Setup whose arms are turning."""
+    made = Setup()
+    made.cycles(20)
+    return made
+
+
+# ---- from a chunk to targets ---------------------------------------------------------------------
+
+
+def test_a_chunk_is_scheduled_by_its_times():
+    """T_o 2, T_p 4: action 1 is due a step after the observation, action 3 three steps after it."""
+    chunk = np.arange(4)[:, None] + np.arange(D_A) / 100
+    times, points = schedule(chunk, t_obs=10.0, now=10.0, dt=0.1, T_o=2)
+    assert np.allclose(times, [10.1, 10.2, 10.3])
+    assert points.shape == (3, 2, ARM)
+    assert np.allclose(points[:, 0, 0], [1, 2, 3])
+    assert np.allclose(points[0, 1], 1 + np.arange(7, 14) / 100), "the right arm comes second"
+
+
+@pytest.mark.parametrize(
+    "now, times, first",
+    [
+        (10.04, [10.1, 10.2, 10.3], 1),
+        (10.06, [10.2, 10.3], 2),  # the first one is less than half a step ahead
+        (10.17, [10.3], 3),
+        (10.9, [11.0], 3),  # all are past: the last one goes to the next step
+    ],
+)
+def test_what_has_passed_is_dropped_and_something_is_left(now, times, first):
+    chunk = np.arange(4)[:, None] + np.zeros(D_A)
+    found, points = schedule(chunk, t_obs=10.0, now=now, dt=0.1, T_o=2)
+    assert np.allclose(found, times) and points[0, 0, 0] == first
+
+
+def test_the_mean_of_chunks():
+    """At 1.0 both chunks reach, at 2.0 only the newer one; the grippers are the newer one's."""
+    old = np.zeros((2, 2, ARM))
+    new = np.ones((2, 2, ARM))
+    chunks = [(np.array([0.0, 1.0]), old), (np.array([1.0, 2.0]), new)]
+    points = ensembled(chunks, np.array([1.0, 2.0]))
+    newer = np.exp(-0.01) / (1 + np.exp(-0.01))
+    assert np.allclose(points[:, 0, 0], [newer, 1.0])
+    assert np.allclose(points[:, :, 6], 1.0)
+    halves = [(np.array([0.0, 2.0]), np.stack([old[0], new[0]])), chunks[1]]
+    assert ensembled(halves, np.array([1.0]))[0, 0, 0] == pytest.approx(0.5 * (1 - newer) + newer)
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+def test_the_arms_follow_the_policy(setup):
+    """In 2 s the joints turn by 0.2 rad, less the lag, and every cycle is in the log."""
+    before = setup.targets()
+    setup.cycles(100)
+    moved = setup.targets() - before
+    assert 0.15 < moved[0, 0] < 0.21 and 0.15 < moved[1, 0] < 0.21
+    assert np.abs(moved[:, 1:]).max() < 0.01
+    log = setup.loop.log.arrays()
+    assert set(log) == set(COLUMNS) and all(len(rows) == 120 for rows in log.values())
+    assert np.isfinite(log["commanded"]).all() and (log["used"] == 15).all()
+    assert setup.loop.log.events == [] and setup.loop.stopped == ""
+
+
+def test_observations_are_aligned_by_time(setup):
+    """The frames and the arms' states are those of now and of 0.1 s before, 5 cycles."""
+    shown = []
+
+    def source():
+        shown.append(len(shown))
+        return setup.clock(), np.full((8, 8, 3), len(shown), np.uint8)
+
+    setup.cameras.sources["front"] = source
+    setup.cycles(10)
+    seen = setup.policy.seen[-1]
+    assert seen["front"].shape == (1, 2, 8, 8, 3) and seen["proprio"].shape == (1, 2, D_A)
+    assert seen["front"].dtype == np.uint8 and seen["proprio"].dtype == np.float32
+    assert [frame.max() for frame in seen["front"][0]] == [5, 10]
+    then = setup.loop.log.arrays()["q"][[-6, -1]].reshape(2, D_A)
+    assert np.allclose(seen["proprio"][0], then, atol=2e-4)
+
+
+def test_a_latent_stays_for_the_executed_steps(setup):
+    """T_a 8 steps of 0.1 s are 40 cycles of 90; another one could lead another way round."""
+    setup.policy.latents.clear()
+    setup.cycles(90)
+    different = {z[0, 0, 0].item() for z in setup.policy.latents}
+    assert len(different) == 3
+
+
+def test_ensembling_moves_the_arms_too():
+    made = Setup(ensemble=True)
+    made.cycles(60)
+    assert len(made.loop.chunks) == Turning.T_p
+    assert 0.05 < made.targets()[0, 0] < 0.13
+
+
+def test_the_summary_by_hand():
+    """Chunks every 10 ms, of states 4 ms old."""
+    log = Log(["front"])
+    for k in range(11):
+        t = 5 + 0.01 * k
+        row = dict.fromkeys(COLUMNS, np.zeros((2, ARM))) | {"used": 1, "begun": t, "inferred": t}
+        row |= {"state_t": [t - 0.002, t - 0.004], "frame_t": [t - 0.03], "commanded": t}
+        log.add(**row)
+    found = log.summary()
+    assert found["policy_hz"] == pytest.approx(100)
+    assert found["newest_state_to_command_p99_ms"] == pytest.approx(4)
+    assert found["frame_to_command_p50_ms"] == pytest.approx(30)
+    assert Log([]).summary() == {"cycles": 0, "chunks": 0}
+
+
+def test_the_log_file(setup, tmp_path):
+    setup.loop.log.event(1.0, "something")
+    setup.loop.log.event(2.0, "something")
+    setup.loop.log.save(tmp_path / "log.npz")
+    with np.load(tmp_path / "log.npz", allow_pickle=False) as file:
+        assert file["q"].shape == (20, 2, ARM)
+        assert json.loads(str(file["cameras"])) == ["front"]
+        assert json.loads(str(file["events"]))[0]["count"] == 2
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+STOPS = {  # what is done to the setup -> words of the reason; both arms then stop
+    "protective stop": (lambda s: s.arms[1].controller.protective(), "right arm: protective"),
+    "emergency stop": (lambda s: s.arms[0].controller.emergency(), "left arm: emergency"),
+    "robot mode": (lambda s: setattr(s.arms[0].controller, "mode", 3), "left arm: robot mode 3"),
+    "program stopped": (lambda s: s.arms[1].controller.end_program(), "right arm: program"),
+    "speed scaling": (lambda s: setattr(s.arms[0].controller, "scaling", 0.5), "speed scaling"),
+    "gripper": (lambda s: setattr(s.arms[0].client, "lost", "gripper lost: gone"), "gripper"),
+    "receive": (lambda s: setattr(s.arms[1].client, "lost", "receive lost"), "right arm: receive"),
+    "control": (lambda s: setattr(s.arms[1].client, "lost", "control lost"), "right arm: control"),
+    "switch": (lambda s: setattr(s, "pressed", False), "the operator's switch is released"),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_fault_of_either_arm_stops_both(setup, name):
+    """A servo period after the fault is seen, no target of either arm changes any more."""
+    inject, words = STOPS[name]
+    inject(setup)
+    setup.advance(2 * PERIOD)
+    level, _ = setup.loop.guard()
+    assert level == STOP and words in setup.loop.stopped
+    setup.advance(PERIOD)
+    held = setup.targets()
+    rows = len(setup.loop.log.rows)
+    setup.cycles(20)
+    assert np.array_equal(setup.targets(), held)
+    assert len(setup.loop.log.rows) == rows + 20, "the log goes on"
+    assert np.isnan(setup.loop.log.arrays()["commanded"][rows:]).all()
+    assert all(arm.state().fault for arm in setup.arms)
+    assert [event["text"] for event in setup.loop.log.events] == [f"stopped: {setup.loop.stopped}"]
+
+
+def test_a_stall_of_an_arm_stops_both(setup):
+    """The arm's clock stands still: within 60 ms its servo tells, and the loop stops both."""
+    setup.arms[0].client.stalled = True
+    for _ in range(4):
+        setup.advance()
+        setup.loop.guard()
+    assert setup.loop.stopped.startswith("left arm: state stale")
+    held = setup.targets()
+    setup.cycles(5)
+    assert np.array_equal(setup.targets(), held)
+
+
+def test_a_stale_picture_holds_and_then_stops(setup):
+    setup.sees = False
+    setup.cycles(4)  # 80 ms: more than two frames
+    assert setup.loop.guard()[0] == HOLD
+    setup.advance(PERIOD)
+    held = setup.targets()
+    setup.cycles(5)
+    assert np.array_equal(setup.targets(), held)
+    setup.sees = True
+    setup.cycles(1)
+    assert setup.loop.guard()[0] == GO and setup.loop.held is None
+    setup.cycles(10)
+    assert setup.targets()[0, 0] > held[0, 0], "it goes on by itself from a hold"
+    setup.sees = False
+    setup.cycles(40)
+    assert "and the arms have been held for 0.5 s" in setup.loop.stopped
+    held, stopped = setup.loop.log.events
+    assert held["text"].startswith("held: front") and held["count"] == 2
+    assert stopped["text"] == f"stopped: {setup.loop.stopped}"
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda chunk: chunk * torch.nan, "not finite"),
+        (lambda chunk: chunk[:, :, :13], "has shape (16, 13), not (16, 14)"),
+        (lambda chunk: chunk[:, :15], "has shape (15, 14), not (16, 14)"),
+        (lambda chunk: chunk + 2.0, "the first target is 2."),
+    ],
+)
+def test_a_wrong_chunk_is_refused_and_the_old_plan_goes_on(setup, wrong, words):
+    """The tail of the old plan lasts 1.5 s; then the arms hold, and half a second later stop."""
+    before = setup.targets()[0, 0]
+    setup.policy.wrong = wrong
+    setup.cycles(50)
+    assert setup.targets()[0, 0] - before == pytest.approx(SPEED * 1.0, abs=0.02)
+    assert setup.loop.guard()[0] == GO
+    assert words in setup.loop.log.events[0]["text"] and setup.loop.log.events[0]["count"] == 50
+    setup.cycles(30)
+    assert setup.loop.guard()[0] == HOLD
+    held = setup.targets()
+    for _ in range(40):
+        setup.advance()
+        setup.loop.cycle()
+        setup.loop.guard()
+    assert np.array_equal(setup.targets(), held)
+    assert "there is no new chunk, and the plan has ended" in setup.loop.stopped
+
+
+def test_a_network_that_hangs_is_noticed(setup):
+    """The second thread's look is enough: no cycle ends any more."""
+    for _ in range(120):
+        setup.advance()
+        setup.loop.guard()
+    assert "there is no new chunk" in setup.loop.stopped
+
+
+def test_a_late_chunk_does_not_jerk(setup):
+    """The network takes 0.35 s: what has passed is dropped, and the speed stays below twice."""
+    act = setup.policy.act
+
+    def slow(obs, z):
+        for _ in range(17):
+            setup.advance()
+            setup.loop.guard()
+        return act(obs, z)
+
+    setup.policy.act = slow
+    before = setup.targets()
+    for _ in range(5):
+        setup.cycles(1)
+        after = setup.targets()
+        assert np.abs(after - before)[:, 0].max() < 2 * SPEED * 0.38
+        before = after
+    assert setup.loop.stopped == "" and setup.loop.log.arrays()["used"][-1] < 15
+
+
+def test_the_loops_own_thread_and_end(setup):
+    """run() on the real clock of a few cycles: the watching thread ends with it."""
+    import threading
+
+    n = threading.active_count()
+    setup.loop.clock = steps = iter(np.arange(0, 1000, 0.001))
+    setup.loop.clock = lambda: setup.clock.t + next(steps)
+    setup.loop.cycle = lambda: False
+    setup.loop.run(1.0)
+    assert threading.active_count() == n
+
+
+# ---- slow motions --------------------------------------------------------------------------------
+
+
+def test_homing_is_slow(setup):
+    how = {"clock": setup.clock, "sleep": setup.clock.sleep}
+    setup.cycles(60)
+    begun = setup.clock()
+    far = np.abs(setup.targets()[:, 0]).max()
+    assert far > 0.05
+    go_home(setup.arms, CELL, **how)
+    assert setup.clock() - begun > far / CELL.home_speed
+    assert np.allclose(setup.targets()[:, :6], CELL.home, atol=1e-6)
+
+
+def test_a_motion_that_breaks_a_limit_is_refused_before_it_begins(setup):
+    goal = setup.targets()[None].repeat(3, 0)
+    goal[2, 0, 0] += 3.0
+    before = setup.targets()
+    with pytest.raises(Refused, match="rad/s"):
+        move(setup.arms, goal, 0.1, CELL, clock=setup.clock, sleep=setup.clock.sleep)
+    assert np.allclose(setup.targets(), before)
+
+
+def test_a_released_switch_ends_a_motion(setup):
+    goal = setup.targets()[None].repeat(3, 0)
+    with pytest.raises(Refused, match="switch is released"):
+        how = {"clock": setup.clock, "sleep": setup.clock.sleep, "pressed": lambda: False}
+        move(setup.arms, goal, 0.1, CELL, **how)
+    assert all(arm.state().fault for arm in setup.arms)
+
+
+# ---- switch, cameras, keys -----------------------------------------------------------------------
+
+
+def test_the_space_bar_is_a_switch():
+    clock = Clock()
+    typed = [""]
+    pressed = Space(lambda: typed[0], clock)
+    clock.t += 10
+    assert not pressed()
+    typed[0] = " "
+    assert pressed()
+    typed[0] = ""
+    clock.t += 0.5
+    assert pressed(), "a key that is held is repeated only after a while"
+    clock.t += 0.5
+    assert not pressed()
+
+
+def test_a_pedal_is_a_switch(tmp_path):
+    import os
+
+    from robot_switch import EVENT
+
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    pressed = Pedal(read)
+    assert not pressed()
+    os.write(write, EVENT.pack(0, 0, 1, 57, 1))
+    assert pressed() and pressed()
+    os.write(write, EVENT.pack(0, 0, 1, 57, 0))
+    assert not pressed()
+    os.write(write, EVENT.pack(0, 0, 1, 57, 1))
+    os.close(write)
+    pressed()
+    os.close(read)
+    assert not pressed(), "a pedal that is lost is released"
+
+
+def test_a_camera_without_pictures_is_named():
+    cameras = Cameras({"front": recorded(np.zeros((2, 8, 8, 3))), "wrist": lambda: None}, 30)
+    with pytest.raises(BadInput, match="no picture from wrist"):
+        cameras.start(wait=0.2)
+
+
+def test_a_key_moves_the_tool():
+    q = np.array(CELL.home[0])
+    before = skeleton(q, 0, CELL)[-1]
+    after = skeleton(pushed(q, 0, (0.01, 0, 0, 0), CELL), 0, CELL)[-1]
+    assert np.allclose(after - before, [0.01, 0, 0], atol=2e-3)
+    assert pushed(q, 0, (0, 0, 0, 0.05), CELL)[5] == pytest.approx(q[5] + 0.05)
+
+
+def test_patience_is_as_the_docs_say():
+    assert Patience().frame == pytest.approx(2 / 30) and Patience().held == 0.5

@@ -1,0 +1,216 @@
+"""The limits of the two arms' motion: what is clipped, what is refused, and who may go on."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from commands import BadInput
+from safety import (
+    GO,
+    HOLD,
+    STOP,
+    Cell,
+    Patience,
+    Refused,
+    check_chunk,
+    judge,
+    limited,
+    read_cell,
+    skeleton,
+    violations,
+)
+
+CELL = Cell()
+HOME = np.concatenate([np.array(CELL.home), np.zeros((2, 1))], 1)  # (2, 7)
+STILL = np.zeros((2, 6))
+
+
+def moved(joint, by, arm=0):
+    """HOME with a joint of an arm moved."""
+    point = HOME.copy()
+    point[arm, joint] += by
+    return point
+
+
+def limit(points, cell=CELL, here=HOME, speed=STILL, dt=0.1):
+    """limited() of points a step of dt apart."""
+    times = dt * np.arange(1, len(points) + 1)
+    return limited(times, np.array(points), 0.0, here, speed, cell)
+
+
+# ---- where the arms are --------------------------------------------------------------------------
+
+
+def test_the_skeleton_is_the_twins():
+    twin_model = pytest.importorskip("twin_model")
+    from twin import Twin
+
+    twin = Twin()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        for q in rng.uniform(-3, 3, (5, 6)):
+            assert np.allclose(skeleton(q, i, CELL)[-1], twin.fk(i, q)[0], atol=1e-9)
+    assert np.allclose(CELL.home, twin_model.HOME)
+    assert np.allclose(CELL.boxes, twin_model.WORKSPACE)
+    assert CELL.apart == twin_model.APART
+    assert CELL.speed == twin_model.JOINT_SPEED
+
+
+def test_an_upright_arm():
+    up = np.array([0, -np.pi / 2, 0, -np.pi / 2, 0, 0])
+    points = skeleton(up, 0, CELL)
+    heights = [0.1625, 0.1625 + 0.425, 0.1625 + 0.425 + 0.3922]
+    assert np.allclose(points[:3, 2], heights)
+    assert np.allclose(points[:3, :2], [0, 0.35])
+
+
+def test_violations_of_space():
+    far = violations(HOME[None], CELL)
+    assert all(value == 0 for value in far.values())
+    tool = skeleton(HOME[0, :6], 0, CELL)[-1]
+    low = (tuple(tool + np.array([0.03, -1, -1])), tuple(tool + 1))
+    cell = Cell(boxes=(low, CELL.boxes[1]))
+    assert violations(HOME[None], cell)["workspace box"] == pytest.approx(0.03)
+    cell = Cell(table=tool[2] + 0.01)
+    assert violations(HOME[None], cell)["table"] == pytest.approx(0.01)
+    bones = [skeleton(HOME[i, :6], i, CELL) for i in range(2)]
+    near = np.linalg.norm(bones[0][-1] - bones[1][-1])
+    assert violations(HOME[None], Cell(apart=near + 0.02))[
+        "distance between the arms"
+    ] == pytest.approx(0.02)
+
+
+# ---- where they shall go -------------------------------------------------------------------------
+
+
+def test_what_keeps_to_the_limits_is_not_changed():
+    points = [moved(0, 0.05), moved(0, 0.15), moved(0, 0.2)]
+    allowed, clipped = limit(points)
+    assert clipped == [] and np.allclose(allowed, points)
+
+
+def test_joint_limits():
+    cell = Cell(joints=(-1.6, 1.6))
+    allowed, clipped = limit([moved(1, -0.06)], cell)  # -1.63: 0.03 beyond
+    assert clipped == ["joint limit"] and allowed[0, 0, 1] == pytest.approx(-1.6)
+    with pytest.raises(Refused, match="a joint 0.13 rad beyond its limit"):
+        limit([moved(1, -0.16)], cell)
+
+
+def test_speed_is_clipped_and_caught_up():
+    cell = Cell(speed=1.0, acceleration=1e9)
+    allowed, clipped = limit([moved(0, 0.15), moved(0, 0.2), moved(0, 0.2)], cell)
+    assert clipped == ["speed"]
+    assert np.allclose(allowed[:, 0, 0], [0.1, 0.2, 0.2])
+    with pytest.raises(Refused, match="the first target is 0.25 rad from where the arm is"):
+        limit([moved(0, 0.25)], cell)
+    with pytest.raises(Refused, match="a speed of 2.5 rad/s"):
+        limit([moved(0, 0.05), moved(0, 0.3)], cell)
+
+
+def test_acceleration_is_clipped():
+    cell = Cell(acceleration=5.0)
+    allowed, clipped = limit([moved(0, 0.1), moved(0, 0.2)], cell)
+    assert clipped == ["acceleration"]
+    assert np.allclose(allowed[:, 0, 0], [0.05, 0.15])  # 0.5 rad/s, then 1.0
+    moving = STILL.copy()
+    moving[0, 0] = 1.0
+    allowed, clipped = limit([moved(0, 0.1), moved(0, 0.2)], cell, speed=moving)
+    assert clipped == [] and np.allclose(allowed[:, 0, 0], [0.1, 0.2])
+
+
+def test_grippers_are_clipped():
+    allowed, _ = limit([moved(6, 1.5)])
+    assert allowed[0, 0, 6] == 1.0
+
+
+def beyond(name):
+    """A cell, and a point that is 1 cm beyond its limit of that name, where HOME is within."""
+    point = moved(0, -0.10) if name == "distance between the arms" else moved(1, -0.10)
+    tool = skeleton(point[0, :6], 0, CELL)[-1]
+    if name == "workspace box":
+        box = ((0, -1, tool[2] + 0.01), (1, 1, 1))
+        return Cell(boxes=(box, CELL.boxes[1])), point
+    if name == "table":
+        return Cell(table=tool[2] + 0.01), point
+    wide = Cell(apart=9.0)
+    gap = 9.0 - violations(point[None], wide)[name][0]
+    return Cell(apart=gap + 0.01), point
+
+
+@pytest.mark.parametrize("name", ["workspace box", "table", "distance between the arms"])
+def test_a_limit_of_space_ends_the_chunk_or_refuses_it(name):
+    cell, point = beyond(name)
+    assert violations(HOME[None], cell)[name] == 0
+    assert violations(point[None], cell)[name] == pytest.approx(0.01)
+    allowed, clipped = limit([HOME, point, point], cell, dt=0.2)
+    assert clipped == [name] and np.allclose(allowed, [HOME])
+    with pytest.raises(Refused, match=name):
+        limit([HOME, point], replace(cell, small_distance=0.001), dt=0.2)
+    # From beyond the limit the arms may come back, but not on.
+    allowed, clipped = limit([HOME], cell, here=point, dt=0.2)
+    assert clipped == [] and np.allclose(allowed, [HOME])
+
+
+@pytest.mark.parametrize(
+    "chunk, words",
+    [
+        (np.zeros((16, 13)), "has shape"),
+        (np.zeros(14), "has shape"),
+        (np.full((16, 14), np.nan), "not finite"),
+        (np.full((16, 14), np.inf), "not finite"),
+    ],
+)
+def test_what_is_no_chunk_is_refused(chunk, words):
+    check_chunk(np.zeros((16, 14)), 16, 14)
+    with pytest.raises(Refused, match=words):
+        check_chunk(chunk, 16, 14)
+
+
+# ---- whether they may go on ----------------------------------------------------------------------
+
+
+def judged(now=10.0, t=10.0, fault=None, frame=10.0, plan_end=11.0, held=None, pressed=True):
+    """judge() of two arms and a camera; fault and t are the right arm's."""
+    states = [SimpleNamespace(t=now, fault=None), SimpleNamespace(t=t, fault=fault)]
+    patience = Patience(frame=0.067, state=0.02, held=0.5)
+    return judge(now, states, {"front": frame}, plan_end, held, pressed, patience)
+
+
+def test_who_may_go_on():
+    assert judged() == (GO, "")
+    assert judged(plan_end=None) == (GO, "")
+    assert judged(fault="protective stop") == (STOP, "right arm: protective stop")
+    assert judged(pressed=False) == (STOP, "the operator's switch is released")
+    assert judged(t=9.985)[0] == GO
+    assert judged(t=9.97) == (HOLD, "right arm: its state is 30 ms old")
+    assert judged(frame=9.9) == (HOLD, "front: the newest frame is 100 ms old")
+    assert judged(plan_end=9.99)[0] == HOLD
+    assert judged(frame=9.9, held=9.6)[0] == HOLD
+    assert judged(frame=9.9, held=9.4)[0] == STOP
+    assert judged(held=9.4)[0] == GO, "what it was held for is over"
+
+
+# ---- the workplace -------------------------------------------------------------------------------
+
+
+def test_a_cell_of_a_file(tmp_path):
+    path = tmp_path / "cell.json"
+    path.write_text(json.dumps({"model": "ur5", "speed": 0.5}))
+    assert (read_cell(path).model, read_cell(path).speed) == ("ur5", 0.5)
+    assert read_cell() == Cell()
+    for text, words in (
+        ("{", "is not JSON"),
+        ("[]", "takes an object"),
+        ('{"spede": 1}', "takes an object"),
+        ('{"speed": "fast"}', "speed cannot be used"),
+        ('{"speed": NaN}', "speed cannot be used"),
+        ('{"model": "ur99"}', "model cannot be used"),
+        ('{"bases": [[0, 0, 0, 0]]}', "bases cannot be used"),
+    ):
+        path.write_text(text)
+        with pytest.raises(BadInput, match=words):
+            read_cell(path)
