@@ -98,7 +98,7 @@ class Server:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind((self.hosts[i], port))
-            except (OSError, UnicodeError) as e:
+            except (OSError, TypeError, ValueError) as e:  # the last two of what is no address
                 reason = getattr(e, "strerror", "no address")
                 raise BadInput(
                     f"{self.hosts[i]} port {port} cannot be opened ({reason}): stop the program "
