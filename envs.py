@@ -60,7 +60,7 @@ def task_named(name):
     """The task of that name. Raises BadInput with the nearest names."""
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, 3, 0.5)
+    near = difflib.get_close_matches(name, TASKS, 3)
     near += [other for other in TASKS if other.endswith(f"-{name}") and other not in near]
     if near:
         raise BadInput(f"unknown task {name!r}: did you mean {' or '.join(near)}?")
