@@ -79,7 +79,11 @@ def add_method(p):
         default="dbp",
         help="dbp, or one of baselines.py on the same network; bc is regression",
     )
-    g.add_argument("--K", type=int, help="hypotheses per observation K; 4 if not given; not for bc")
+    g.add_argument(
+        "--K",
+        type=int,
+        help="hypotheses per observation K; 4, on BlockPush 2, if not given; not for bc",
+    )
     g.add_argument(
         "--temp",
         type=float,
