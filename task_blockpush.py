@@ -348,7 +348,7 @@ def picture(state):
     x, y = pixels(state[SENT])
     draw.line((x - 6, y, x + 6, y), fill="black", width=2)
     draw.line((x, y - 6, x, y + 6), fill="black", width=2)
-    draw.circle(tuple(pixels(state[PUSHER])), 8, fill=COLOURS["pusher"])  # larger than it is, to be seen
+    draw.circle(tuple(pixels(state[PUSHER])), 8, fill=COLOURS["pusher"])  # larger than it is
     return np.asarray(image.reduce(2))
 
 
