@@ -92,11 +92,34 @@ def stage2_smooth(results):
         " The machine was shared with other runs, so the minutes are too many."
     )
     yield table(STAGE2_HEAD, stage2_lines(rows, STAGE2_WORDS))
+    yield from over_seeds(own)
     missing = [name for name in STAGE2_WORDS if not select(own, setting=name)]
     if missing:
         yield paragraph(f"Not run yet: {listed(f'`{name}`' for name in missing)}.")
     yield picture("score with and without noise", "figures/stage2_noise.png")
     yield from stage2_ways(results)
+
+
+def over_seeds(rows):
+    """The means of the settings that have several seeds, as bullets."""
+    lines = []
+    for name, what in STAGE2_WORDS.items():
+        own = select(rows, setting=name)
+        for starts in dict.fromkeys((int(r["episodes"]), int(r["start_seed"])) for r in own):
+            same = select(own, episodes=starts[0], start_seed=starts[1])
+            if len(same) < 2:
+                continue
+            digits = 3 if name.startswith("pusht") else 0
+            text = f"**{what}**, {len(same)} seeds, {starts[0]} starts from {starts[1]}: "
+            text += (
+                f"{score(same[:1], digits, 'before')} before, {score(same, digits, 'after')} after"
+            )
+            if same[0]["success_before"]:
+                before = cell(same, "success_before", 2)
+                text += f"; success {before} before, {score(same, 2, 'success_after')} after"
+            lines.append(f"{text}.")
+    if lines:
+        yield bullets(*lines)
 
 
 def stage2_ways(results):
