@@ -188,16 +188,20 @@ def draw_task(axes, task):
     env.close()
 
 
+SAME_SCENE = ("-delta", "-online", "-state")  # ends of names: the scene is another task's, too
+
+
 def tasks_figure():
-    """One tile a task."""
+    """One tile a task, but for those that differ from another in actions or numbers alone."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(TASKS) // COLUMNS)
+    shown = [task for task in TASKS.values() if not task.name.endswith(SAME_SCENE)]
+    rows = -(-len(shown) // COLUMNS)
     figure = Figure(figsize=(1.4 * COLUMNS, 1.52 * rows), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, task in zip(grid, TASKS.values()):
+    for axes, task in zip(grid, shown):
         axes.set_axis_on()
         draw_task(axes, task)
     return figure
