@@ -188,11 +188,11 @@ def draw_task(axes, task):
     env.close()
 
 
-SAME_SCENE = ("-delta", "-online", "-state")  # ends of names: the scene is another task's, too
+SAME_SCENE = ("-image", "-delta", "-online", "-state")  # ends of names: another task's scene
 
 
 def tasks_figure():
-    """One tile a task, but for those that differ from another in actions or numbers alone."""
+    """One tile a scene: tasks that differ in observations or actions alone share one."""
     from matplotlib.figure import Figure
 
     shown = [task for task in TASKS.values() if not task.name.endswith(SAME_SCENE)]
