@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEEDS = 2**63  # seeds lie below; torch's take no more
@@ -185,6 +186,10 @@ class Help(argparse.RawDescriptionHelpFormatter):
             text = self._format_usage(None, needed, [], prefix="").strip()
             usage = text.replace("%", "%%") + " [flags]"
         super().add_usage(usage, actions, groups, prefix)
+
+    def _split_lines(self, text, width):
+        """Wrap a help text, but break no name of a task at its hyphens."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _get_default_metavar_for_optional(self, action):
         """N for a whole number, X for a real one, and a symbol for itself: --T-p T_p."""

@@ -82,7 +82,7 @@ def add_method(p):
     g.add_argument(
         "--K",
         type=int,
-        help="hypotheses per observation K; 4, on BlockPush 2, if not given; not for bc",
+        help="hypotheses per observation K; 4 if not given; not for bc; BlockPush: 2",
     )
     g.add_argument(
         "--temp",

@@ -60,7 +60,7 @@ def task_named(name):
     """The task of that name. Raises BadInput with the nearest names."""
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, 3)
+    near = difflib.get_close_matches(name, TASKS, 3, 0.55)
     near += [other for other in TASKS if other.endswith(f"-{name}") and other not in near]
     if near:
         raise BadInput(f"unknown task {name!r}: did you mean {' or '.join(near)}?")
@@ -71,7 +71,7 @@ def defaults_of(flag, stage="stage1"):
     """The default of a flag by suite, for --help: "{pusht: 150, locomotion: 32}".
 
     flag: an attribute of a Task, or a key of its stage1 or stage2. A task that differs from most of
-    its suite is named by itself.
+    its suite is named by itself, and stands for those whose names begin with its own.
     """
     found = []
     for suite in dict.fromkeys(task.suite for task in TASKS.values()):
@@ -82,6 +82,11 @@ def defaults_of(flag, stage="stage1"):
         }
         usual = Counter(values.values()).most_common(1)[0][0]
         others = {name: value for name, value in values.items() if value != usual}
+        others = {
+            name: value
+            for name, value in others.items()
+            if not any(name.startswith(f"{o}-") and v == value for o, v in others.items())
+        }
         found += [f"{name}: {value}" for name, value in {suite: usual, **others}.items()]
     return "{" + ", ".join(found) + "}"
 

@@ -354,6 +354,7 @@ def online_task(name, image):
     return dataclasses.replace(
         base,
         name=own,
+        suite="robomimic-online",
         obs=shapes_of(name, cameras, 96),
         crop=dict.fromkeys(cameras, 88),
         T_o=1,

@@ -126,7 +126,7 @@ def test_infer(monkeypatch):
 
     monkeypatch.setattr(bench, "make_policy", tiny)
     monkeypatch.setitem(envs.TASKS, TWO.name, TWO)
-    how = {"device": "cpu", "n": 3, "compile": False}
+    how = {"device": "cpu", "n": 3, "compile": False, "onnx": None}
     r = bench.infer(Namespace(task="pusht", **how))
     small = (64, 128, 256)
     paper = (512, 1024, 2048)

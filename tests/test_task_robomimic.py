@@ -154,7 +154,7 @@ def test_rotations_are_normalised_as_they_are():
     assert (hi == 1).nonzero().flatten().tolist() == [3, 4, 5, 6, 13, 14, 15, 16]
     assert lo[0] == pytest.approx(state[:, 0].min())
     for task in TASKS.values():
-        if task.suite == "robomimic":
+        if task.suite.startswith("robomimic"):
             for name, bounds in task.limits.items():
                 size = task.D_a if name == "action" else task.obs[name][0]
                 assert [len(bound) for bound in bounds] == [size, size], (task.name, name)
