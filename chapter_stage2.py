@@ -39,6 +39,7 @@ def stage2(results):
         policy. A row names the commit that scored it; `python reproduce.py list` tells what is
         missing.""")
     yield from stage2_smooth(results)
+    yield from hopper_ways(results)
     yield "### Stage 2 with white noise, as it was before"
     yield paragraph("""The rows from here to the end of the chapter were made with white noise of a
         size set by hand, plain gradients, and a reward that did not add up to the score. They stay
@@ -91,11 +92,34 @@ def stage2_smooth(results):
         " The machine was shared with other runs, so the minutes are too many."
     )
     yield table(STAGE2_HEAD, stage2_lines(rows, STAGE2_WORDS))
+    yield from over_seeds(own)
     missing = [name for name in STAGE2_WORDS if not select(own, setting=name)]
     if missing:
         yield paragraph(f"Not run yet: {listed(f'`{name}`' for name in missing)}.")
     yield picture("score with and without noise", "figures/stage2_noise.png")
     yield from stage2_ways(results)
+
+
+def over_seeds(rows):
+    """The means of the settings that have several seeds, as bullets."""
+    lines = []
+    for name, what in STAGE2_WORDS.items():
+        own = select(rows, setting=name)
+        for starts in dict.fromkeys((int(r["episodes"]), int(r["start_seed"])) for r in own):
+            same = select(own, episodes=starts[0], start_seed=starts[1])
+            if len(same) < 2:
+                continue
+            digits = 3 if name.startswith("pusht") else 0
+            text = f"**{what}**, {len(same)} seeds, {starts[0]} starts from {starts[1]}: "
+            text += (
+                f"{score(same[:1], digits, 'before')} before, {score(same, digits, 'after')} after"
+            )
+            if same[0]["success_before"]:
+                before = cell(same, "success_before", 2)
+                text += f"; success {before} before, {score(same, 2, 'success_after')} after"
+            lines.append(f"{text}.")
+    if lines:
+        yield bullets(*lines)
 
 
 def stage2_ways(results):
@@ -137,6 +161,23 @@ def stage2_ways(results):
         """**The motion.** Over 40 iterations it stays about as smooth as it was in any case. Over
         150 the policy without `--smooth` became 1.57 times as fast, and its jerk 1.66 times what it
         was.""",
+    )
+
+
+def hopper_ways(results):
+    """How long the noise stays and how far an update goes, on Hopper, one run each."""
+    names = ("noise", "sigma", "sigma_final", "target_kl", "iterations", "before")
+    names += ("after_30", "after_60", "after")
+    lines = [[r[name] or "—" for name in names] for r in results.rows("hopper_ways.csv")]
+    yield "### Ways tried on Hopper"
+    yield paragraph("""One run each, seed 0 (`results/hopper_ways.csv`): 50 starts from seed 200000
+        without noise. All begin with the noise that costs 5 % of the return. An update of a given
+        KL moves the policy in proportion to the noise, so what falls to 0.3 slows down. With white
+        noise the return was lower after 30 iterations, and the run was broken off.""")
+    yield table(
+        "Noise | Sigma | Share left at the end | KL aimed at | Iterations | Before"
+        " | After 30 | After 60 | At the end",
+        lines,
     )
 
 

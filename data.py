@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from commands import BadInput, Parser, above_zero, cli
+from commands import BadInput, Parser, above_zero, cli, refuse_flags
 from download import download, find
 from envs import TASKS, task_named
 from files import MAX_GB, NUMBERS, atomic, brief, check_folder, check_output, check_size, refusing
@@ -37,6 +37,7 @@ from formats import names_in, read, shapes
 from hdf5 import minari_env
 from lerobot_format import by_names, is_lerobot, read_info
 from lerobot_writer import CRF, VIDEO, WORST, check_new, write
+from robomimic_format import save_robomimic
 from task import check_horizons, dtype_of
 
 FPS = 10  # steps a second of data that does not say it: Push-T's
@@ -70,16 +71,17 @@ class Episodes:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def load(task, path=None, episodes=None, max_gb=MAX_GB):
+def load(task, path=None, episodes=None, max_gb=MAX_GB, filter_key=None):
     """The task's Episodes at find(task, path), or the first `episodes` of them. Raises BadInput.
 
-    It is raised before memory is taken if the arrays, or the index of their windows, need more than
+    filter_key: of a file of robomimic only the episodes that this filter of it lists. BadInput
+    is raised before memory is taken if the arrays, or the index of their windows, need more than
     max_gb GB.
     """
     path = find(task, path)
     if task.check:
         task.check(path)
-    loaded = assemble(read(path, arrays_of(task), max_gb), task, path)
+    loaded = assemble(read(path, arrays_of(task), max_gb, filter_key), task, path)
     index = (len(loaded.action), task.T_p)  # of Windows
     check_size({"windows": (index, np.dtype(np.int64))}, path, max_gb)
     check_origin(task, path)
@@ -389,13 +391,13 @@ def print_foreign(path, max_gb=MAX_GB):
         print(f"and {len(found) - SHOWN} arrays more")
 
 
-def info(task, path=None, png=None, max_gb=MAX_GB):
+def info(task, path=None, png=None, max_gb=MAX_GB, filter_key=None):
     """Print what is in the data and draw it, if the task can or has cameras. Raises BadInput.
 
     NaN is reported, not refused, and so is data that is not of the task.
     """
     path = find(task, path)
-    arrays = read(path, {*arrays_of(task), "reward"}, max_gb)
+    arrays = read(path, {*arrays_of(task), "reward"}, max_gb, filter_key)
     print(path)
     try:
         episodes = assemble(arrays, task, path)
@@ -465,18 +467,47 @@ def obtain(task, to=None, url=None):
     return path
 
 
-def convert(task, source, folder, *, fps=None, text=None, video="av1", crf=CRF, max_gb=MAX_GB):
+def convert(
+    task,
+    source,
+    folder,
+    *,
+    fps=None,
+    text=None,
+    video=None,
+    crf=None,
+    max_gb=MAX_GB,
+    filter_key=None,
+):
     """Write the task's demonstrations at `source` as a LeRobotDataset. Raises BadInput.
 
     fps: steps a second; None: as `source` says if it is such a data set, else FPS. text: what the
-    robot was told to do; None: the task's name. video, crf: as in lerobot_writer.py.
+    robot was told to do; None: the task's name. video, crf: as in lerobot_writer.py; None: av1 and
+    CRF. filter_key: as in `load`.
     """
     check_new(folder)
-    episodes = load(task, source, max_gb=max_gb)
+    video = video or "av1"
+    crf = CRF if crf is None else crf
+    episodes = load(task, source, max_gb=max_gb, filter_key=filter_key)
     if fps is None:
         fps = read_info(episodes.path).fps if is_lerobot(episodes.path) else FPS
     write(folder, each(episodes), task.obs, fps, text or task.name, video=video, crf=crf)
     print(f"{folder}: {len(episodes)} episodes, {len(episodes.action)} steps")
+
+
+def export(task, source, out, *, max_gb=MAX_GB, filter_key=None):
+    """Write the task's demonstrations at `source` as a file that robomimic opens. BadInput."""
+    if task.export is None:
+        raise BadInput(f"{out}: robomimic has no environment of {task.name}: name a folder")
+    path = find(task, source)
+    if task.check:
+        task.check(path)
+    arrays = read(path, arrays_of(task), max_gb, filter_key)
+    episodes = assemble(arrays, task, path)
+    with refusing(f"{path}: robomimic's arrays cannot be made of it"):
+        parts, about, model_files = task.export(arrays, path)
+        save_robomimic(out, parts, episodes.ends, about, model_files)
+    print(f"{out}: {len(episodes)} episodes, {len(episodes.action)} steps")
 
 
 def each(episodes):
@@ -498,6 +529,7 @@ def main():
             "python data.py info              # describe Push-T's and draw a picture",
             "python data.py info --task pusht-image   # and show what its camera saw",
             "python data.py convert demos/pusht.npz folder   # write them as a LeRobotDataset",
+            "python data.py convert demos/lift.npz lift.hdf5 --task lift   # as robomimic's file",
         ),
     )
     sub = parser.add_subparsers(dest="command", required=True)
@@ -533,35 +565,50 @@ def main():
         "they are kept in a cache file that is mapped into memory",
     )
     add_convert(sub)
+    for name in ("info", "convert"):
+        sub.choices[name].add_argument(
+            "--filter",
+            metavar="NAME",
+            help="take the demonstrations that this filter (mask/NAME) of robomimic's HDF5 file "
+            "lists; all if not given",
+        )
     args = parser.parse_args()
     if args.command == "download":
         print(obtain(TASKS[args.task], args.to, args.url))
     elif args.command == "convert":
-        above_zero(args, "max_gb", "fps")
-        if not 0 <= args.crf <= WORST:
-            raise BadInput(f"--crf must lie in 0 .. {WORST}, not {args.crf}")
-        check_folder(args, "folder")
-        convert(
-            task_named(args.task),
-            args.source,
-            args.folder,
-            fps=args.fps,
-            text=args.text,
-            video=args.video,
-            crf=args.crf,
-            max_gb=args.max_gb,
-        )
+        run_convert(args)
     else:
         above_zero(args, "max_gb")
         check_output(args, "png")
-        info(task_named(args.task), args.path, args.png, args.max_gb)
+        info(task_named(args.task), args.path, args.png, args.max_gb, args.filter)
+
+
+def run_convert(args):
+    """Run the subcommand convert: into a file of robomimic, or into a LeRobotDataset. BadInput."""
+    above_zero(args, "max_gb", "fps")
+    task = task_named(args.task)
+    common = {"max_gb": args.max_gb, "filter_key": args.filter}
+    lerobot = {name: getattr(args, name) for name in ("fps", "text", "video", "crf")}
+    if args.out.endswith(".hdf5"):
+        refuse_flags(args, lerobot, f"{args.out}, a file of robomimic")
+        check_output(args, "out")
+        export(task, args.source, args.out, **common)
+        return
+    if args.crf is not None and not 0 <= args.crf <= WORST:
+        raise BadInput(f"--crf must lie in 0 .. {WORST}, not {args.crf}")
+    check_folder(args, "out")
+    convert(task, args.source, args.out, **lerobot, **common)
 
 
 def add_convert(sub):
     """Add the subcommand convert and its flags."""
-    c = sub.add_parser("convert", help="write demonstrations as a LeRobotDataset (version 3)")
+    c = sub.add_parser(
+        "convert", help="write demonstrations as a LeRobotDataset (version 3) or for robomimic"
+    )
     c.add_argument("source", help="what `info` takes, also another LeRobotDataset")
-    c.add_argument("folder", help="the folder to make")
+    c.add_argument(
+        "out", help="the folder to make, or a file *.hdf5 that the robomimic package opens"
+    )
     c.add_argument("--task", default="pusht", help="the task whose sizes the data is checked with")
     c.add_argument(
         "--fps",
@@ -574,14 +621,13 @@ def add_convert(sub):
     c.add_argument(
         "--video",
         choices=VIDEO,
-        default="av1",
-        help="how pictures are kept: as AV1 or H.264 in MP4 files, with losses, or (off) as PNG in "
-        "the tables, which keeps every bit and takes four times the space for Push-T",
+        help="how pictures are kept: as AV1 (if not given) or H.264 in MP4 files, with losses, or "
+        "(off) as PNG in the tables, which keeps every bit and takes four times the space for "
+        "Push-T",
     )
     c.add_argument(
         "--crf",
         type=int,
-        default=CRF,
         help=f"the quality of the video, 0 (best) to {WORST}; if not given, {CRF} as lerobot",
     )
     c.add_argument(

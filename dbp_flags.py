@@ -50,6 +50,12 @@ def add_data(p):
         help="use the first N demonstrations only; all if not given",
     )
     g.add_argument(
+        "--filter",
+        metavar="NAME",
+        help="use the demonstrations that this filter (mask/NAME) of robomimic's HDF5 file lists, "
+        "such as train or 20_percent; all if not given",
+    )
+    g.add_argument(
         "--max-gb",
         type=float,
         default=MAX_GB,
@@ -73,7 +79,11 @@ def add_method(p):
         default="dbp",
         help="dbp, or one of baselines.py on the same network; bc is regression",
     )
-    g.add_argument("--K", type=int, help="hypotheses per observation K; 4 if not given; not for bc")
+    g.add_argument(
+        "--K",
+        type=int,
+        help="hypotheses per observation K; 4, on BlockPush 2, if not given; not for bc",
+    )
     g.add_argument(
         "--temp",
         type=float,

@@ -167,7 +167,7 @@ class Training:
         self.args = args
         self.task = task
         self.ranks = ranks
-        episodes = load(task, args.data, args.demos, args.max_gb)
+        episodes = load(task, args.data, args.demos, args.max_gb, args.filter)
         self.windows = Windows(episodes, args.T_o, args.T_p, args.T_a, args.device)
         check_shares(args, self.windows, ranks.world)
         self.n = min(args.batch, len(self.windows))  # of a batch, all processes together

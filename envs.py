@@ -28,7 +28,9 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
+import task_blockpush
 import task_clouds
+import task_kitchen
 import task_locomotion
 import task_pusht
 import task_robomimic
@@ -38,7 +40,15 @@ from download import find
 from files import atomic, check_output
 from task import Chunked, dtype_of, not_importable
 
-SUITES = (task_pusht, task_locomotion, task_clouds, task_robomimic, task_ur5)
+SUITES = (
+    task_pusht,
+    task_locomotion,
+    task_clouds,
+    task_robomimic,
+    task_blockpush,
+    task_kitchen,
+    task_ur5,
+)
 TASKS = {task.name: task for suite in SUITES for task in suite.TASKS}
 # How processes are started. On Linux by a fork, so that this process is their parent (Python 3.14
 # would put another one between them); elsewhere as Python does it there.
@@ -50,7 +60,7 @@ def task_named(name):
     """The task of that name. Raises BadInput with the nearest names."""
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, 3, 0.5)
+    near = difflib.get_close_matches(name, TASKS, 3)
     near += [other for other in TASKS if other.endswith(f"-{name}") and other not in near]
     if near:
         raise BadInput(f"unknown task {name!r}: did you mean {' or '.join(near)}?")
@@ -189,6 +199,7 @@ def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0,
                 T_o or task.T_o,
                 T_a or task.T_a,
                 task.steps,
+                stages=task.stages,
                 record=record,
                 film=film,
                 hold=hold,
@@ -307,11 +318,11 @@ class Simulators:
     def progress(self):
         """How far each episode has come: (N, 2), what the critic needs to know beside observations.
 
-        The share of the time limit that has passed, and the score reached so far where the score is
-        the highest reward, else 0.
+        The share of the time limit that has passed, and the score reached so far where it cannot be
+        lost again: where it is the highest reward or the stages reached. Else 0.
         """
         passed = np.array([len(chunks) * self.T_a / self.steps for chunks in self.past])
-        reached = self.score if self.how == "max" else np.zeros_like(self.score)
+        reached = self.score if self.how in ("max", "stages") else np.zeros_like(self.score)
         return np.stack([passed, reached], 1)
 
     def step(self, chunks):
@@ -352,6 +363,8 @@ class Simulators:
             self.score = np.fmax(self.score, np.nanmax(info["rewards"], 1))
         elif self.how == "sum":
             self.score = self.score + np.nansum(info["rewards"], 1)
+        elif self.how == "stages":
+            self.score = info["stages"].mean(1)
         else:
             self.score = info["success"].astype(float)
 

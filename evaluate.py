@@ -1,16 +1,23 @@
 """Roll a policy out and score it: python evaluate.py ckpt.pt --episodes 50 --video out.gif
 
 The score is the mean over episodes of the highest reward reached (Push-T), of the return
-(locomotion), or of success, at any step (Meta-World) or at the end (Adroit). The start states are
-fixed by the seeds 100000, 100001, ..., and the latents z by --seed. Intervals: 95 % bootstrap over
-episodes. The protocol is note 14.
+(locomotion), of success, at any step (Meta-World) or at the end (Adroit), or of the share of the
+stages reached (BlockPush). Of stages, p1, p2, ... are the shares of the episodes that reached at
+least one, two, ... of them. The start states are fixed by the seeds 100000, 100001, ..., and the
+latents z by --seed. Intervals: 95 % bootstrap over episodes. The protocol is note 14.
+
+Where a task can be solved in several ways, the modes that the episodes took are told: the share of
+each, and the entropy of those shares in bits. With --one-start every episode begins at the first
+start, so that they differ in their latents alone.
 """
 
 import startup  # noqa: F401 - first, see there
 
 import contextlib
 import json
+import re
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +51,10 @@ class Rollout:
 
     rewards: np.ndarray  # (E, steps)
     success: np.ndarray  # (E,)
+    stages: np.ndarray  # (E, stages) whether each stage was reached
     actions: np.ndarray  # (E, steps, D_a) as executed
     states: np.ndarray  # (E, steps, S) before each action, if recorded
+    last: np.ndarray  # (E, S) the state after the last action, if recorded
     plans: np.ndarray  # (calls, E, T_p, D_a) whole chunks, of which T_a steps ran
     frames: list  # per shown episode, its frames (H, W, 3) uint8
     simulator_s: float  # seconds in the simulator
@@ -58,7 +67,14 @@ class Rollout:
             return np.nanmax(self.rewards, axis=1)
         if how == "sum":
             return np.nansum(self.rewards, axis=1)
+        if how == "stages":
+            return self.stages.mean(axis=1)
         return self.success.astype(float)
+
+    def path(self, e):
+        """The states of episode e, if recorded: (L + 1, S), the last after its last action."""
+        ran = np.isfinite(self.rewards[e])
+        return np.concatenate([self.states[e, ran], self.last[e][None]])
 
 
 @dataclass
@@ -137,8 +153,10 @@ def rollout(policy, task, seeds, *, seed=0, workers=True, record=False, show=0, 
     return Rollout(
         rewards=joined(rewards),
         success=np.asarray(info["success"], bool),
+        stages=np.asarray(info["stages"], bool),
         actions=joined(actions),
         states=joined(states),
+        last=info["state"] if record else np.empty(0),
         plans=np.stack(plans),
         frames=frames,
         simulator_s=simulator_s,
@@ -179,20 +197,28 @@ def bootstrap(values, n=10_000, seed=0):
     return tuple(np.quantile(draws, [0.025, 0.975]).tolist())
 
 
-def evaluate(policy, task, episodes=None, *, start_seed=START_SEED, **kw):
+def evaluate(policy, task, episodes=None, *, start_seed=START_SEED, one_start=False, **kw):
     """Score the policy over fixed starts: {"score", "score_95", ...} as plain numbers, the Rollout.
 
-    episodes: the task's own number if None. kw as in `rollout`. Where the score is a return there
-    is no success.
+    episodes: the task's own number if None. one_start: all episodes begin at start_seed, and differ
+    in their latents alone. kw as in `rollout`. Where the score is a return there is no success. See
+    `told_of_stages` and `told_of_modes` for what is added where the task has these.
     """
     t0 = time.perf_counter()
     episodes = episodes or task.episodes
-    r = rollout(policy, task, range(start_seed, start_seed + episodes), **kw)
+    seeds = [start_seed] * episodes if one_start else range(start_seed, start_seed + episodes)
+    if task.mode:
+        kw["record"] = True
+    r = rollout(policy, task, seeds, **kw)
     scores = r.scores(task.score)
     result = {"score": scores.mean().item(), "score_95": bootstrap(scores)}
     if task.score != "sum":
         result["success"] = r.success.mean().item()
         result["success_95"] = bootstrap(r.success.astype(float))
+    if task.stages:
+        result.update(told_of_stages(r.stages))
+    if task.mode:
+        result.update(told_of_modes([task.mode(r.path(e)) for e in range(episodes)]))
     result.update(
         episodes=episodes,
         nfe=r.nfe,
@@ -205,23 +231,61 @@ def evaluate(policy, task, episodes=None, *, start_seed=START_SEED, **kw):
     return result, r
 
 
+def told_of_stages(reached):
+    """{"p1", "p1_95", "p2", ...}: the share of episodes that reached each stage, and its interval.
+
+    reached: (E, stages) bool.
+    """
+    told = {}
+    for n, column in enumerate(reached.T.astype(float), 1):
+        told[f"p{n}"] = column.mean().item()
+        told[f"p{n}_95"] = bootstrap(column)
+    return told
+
+
+def told_of_modes(modes):
+    """What is told of the modes of episodes, each a name, or None where none was taken.
+
+    {"modes": {name: its share of all episodes, the largest first, None as "none"}, "mode_entropy":
+    the entropy in bits of the modes over the episodes that took one, 0 if none did, "mode_of": the
+    mode of each episode}.
+    """
+    names = Counter("none" if mode is None else mode for mode in modes)
+    taken = np.array([n for name, n in names.items() if name != "none"])
+    p = taken / taken.sum()
+    return {
+        "modes": {name: n / len(modes) for name, n in names.most_common()},
+        "mode_entropy": float(abs((p * np.log2(p)).sum())),
+        "mode_of": list(modes),
+    }
+
+
 def log_score(run, step, result, **more):
     """Append an evaluation to a run's log, unless a resumed run has it already."""
     if any(row["step"] == step and "score" in row for row in run.rows):
         return
-    shown = {
-        k: result[k] for k in ("score", "success", "jerk", "seconds") if result.get(k) is not None
-    }
+    names = ("score", "success", *stages_in(result), "mode_entropy", "jerk", "seconds")
+    shown = {k: result[k] for k in names if result.get(k) is not None}
     low, high = result["score_95"]
     run.log(step, **more, **shown, score_low=low, score_high=high)
 
 
+def stages_in(result):
+    """The names p1, p2, ... of the stages that a result tells of."""
+    return [name for name in result if re.fullmatch(r"p\d+", name)]
+
+
 def line(result):
-    """One line for people. Where the score is success itself, that is said once."""
+    """One line for people. Where the score is success or the last stage is, that is said once."""
     digits = 3 if "success" in result else 0
     text = [with_interval("score", result, digits)]
-    if result.get("success", result["score"]) != result["score"]:
+    stages = stages_in(result)
+    text += [with_interval(name, result, 2) for name in stages]
+    if not stages and result.get("success", result["score"]) != result["score"]:
         text.append(with_interval("success", result, 2))
+    if "modes" in result:
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in result["modes"].items())
+        text.append(f"modes {shares} ({result['mode_entropy']:.2f} bits)")
     text.append(
         f"{result['episodes']} episodes in {result['seconds']:.1f} s "
         f"(network {result['network_s']:.1f} s, {result['network_ms']:.1f} ms a call for all)"
@@ -270,6 +334,7 @@ def parse(argv=None):
         examples=[
             "python evaluate.py runs/pusht-dbp-seed0/ckpt.pt --episodes 200 --start-seed 200000",
             "python evaluate.py runs/pusht-diffusion-seed0/ckpt.pt --nfe 10 --json scores.json",
+            "python evaluate.py runs/blockpush-dbp-seed0/ckpt.pt --one-start --episodes 100",
             "python evaluate.py --onnx pusht.onnx",
         ],
     )
@@ -301,6 +366,11 @@ def parse(argv=None):
         type=int,
         default=START_SEED,
         help="the first start seed; choose settings on other starts than you report",
+    )
+    p.add_argument(
+        "--one-start",
+        action="store_true",
+        help="begin every episode at the first start: they differ in their latents z alone",
     )
     p.add_argument("--device", default="cpu", help="torch device of the network")
     p.add_argument("--one-process", action="store_true", help="keep all simulators in this process")
@@ -335,7 +405,8 @@ def main():
         policy, _ = Policy.load(source, args.device, ema=not args.raw, task=args.task)
     task = task_named(policy.task)
     policy.check_task(task, source)
-    check_seed(args, "start_seed", below=START_SEEDS, n=args.episodes or task.episodes)
+    starts = 1 if args.one_start else args.episodes or task.episodes
+    check_seed(args, "start_seed", below=START_SEEDS, n=starts)
     policy.set_executed(args.T_a or policy.T_a)
     prepare(policy, args.nfe)
     if args.z_scale is not None:
@@ -347,12 +418,14 @@ def main():
         task,
         args.episodes,
         start_seed=args.start_seed,
+        one_start=args.one_start,
         seed=args.seed,
         workers=not args.one_process,
         show=(args.show or 8) if args.video else 0,
     )
     if args.json:
         about = {"ckpt": source, "seed": args.seed, "start_seed": args.start_seed}
+        about["one_start"] = args.one_start
         about.update(result, **smoothness(r, policy.T_o, policy.T_a))
         atomic(args.json, lambda f: f.write(json.dumps(about).encode()))
     if args.video:

@@ -2,8 +2,14 @@
 
 Meta-World: its scripted policies act. Successes are kept, cut some steps after they succeed.
 
+BlockPush: the benchmark's own oracle acts, in the way that each start's seed draws. Successes are
+kept.
+
 RoboMimic and UR5: scripted experts act, by --variety as differently as people would. Successes are
 kept. The file holds what all tasks of a scene need: see DATA.md.
+
+Kitchen: scripted experts do four of the seven sub-tasks, in an order that the start seed chooses.
+Successes are kept; --variety makes the hand take detours, at its own speed and with noise.
 
 Adroit: recorded states are shown again, in order. As for Meta-World, each state's point cloud is
 cast anew, and the points are kept as float16, at most 0.5 mm off.
@@ -280,7 +286,9 @@ def parse():
         examples=(
             "python experts.py --task metaworld-assembly --episodes 10",
             "python experts.py --task lift --episodes 200",
+            "python experts.py --task blockpush --episodes 1000 --out blockpush-1000.npz",
             "python experts.py --task ur5-lift --episodes 50 --variety 0.5",
+            "python experts.py --task kitchen --variety 0.5 --episodes 500 --out kitchen-500.npz",
             "python experts.py --task adroit-hammer --states hammer.npz --episodes 10",
             "python experts.py --task hopper --until 1300 --episodes 60 --out demos/hopper-medium",
             "python experts.py --task pusht --init a.pt b.pt --episodes 300 --out my_demos.npz",
@@ -297,8 +305,8 @@ def parse():
     p.add_argument(
         "--out",
         help="the file or folder to write: demos.npz or TASK-medium if not given, or of a "
-        "point-cloud task, of RoboMimic or of UR5 demos/TASK.npz beside this file, where training "
-        "finds it",
+        "point-cloud task, BlockPush, Kitchen, RoboMimic or UR5 demos/TASK.npz beside this file, "
+        "where training finds it",
     )
     p.add_argument(
         "--one-process", action="store_true", help="do not share the work between processes"
@@ -313,11 +321,11 @@ def parse():
         "--states",
         help="Adroit's recorded states; $DRIFT_DATA/adroit/NAME.npz or Minari's if not given",
     )
-    g = p.add_argument_group("RoboMimic and UR5")
+    g = p.add_argument_group("RoboMimic, Kitchen and UR5")
     g.add_argument(
         "--variety",
         type=float,
-        help="detours, speeds, noise and other grasps, from 0 (none; if not given) to 1",
+        help="detours, speeds, noise, of RoboMimic other grasps; from 0 (none; if not given) to 1",
     )
     g = p.add_argument_group("locomotion")
     g.add_argument(

@@ -1,7 +1,9 @@
 """Scripted experts of RoboMimic's five tasks in robosuite 1.5.1, and how they are recorded.
 
-A script is a generator for each arm, which yields one command a control step. It is written in the
-words of motions.py. The numbers are metres, rad and control steps, found by trying.
+A script is a generator for each arm, which yields one command a control step: a delta action (6,)
+and whether noise may be added to it. It is written in the words of motions.py. `told` is the set of
+words that two arms have said to each other; scripts of one arm do not use it. The numbers are
+metres, rad and control steps, found by trying.
 
 The experts drive delta actions. What is recorded as the action is the goal that the controller made
 of each delta, so that policies drive an absolute controller (robosuite_env.py).
@@ -439,7 +441,7 @@ def commands(arms, scripts):
     """The delta action (7 an arm) of this step: what the scripts say, with noise on travels."""
     parts = []
     for arm, script in zip(arms, scripts):
-        delta, noisy = next(script, (np.zeros(6), False))
+        delta, noisy = next(script, (np.zeros(6), False))  # an arm whose script has ended stays
         if noisy and arm.variety:
             delta = arm.shaken(delta)
         parts += [np.clip(delta, -1, 1), [arm.gripper]]

@@ -4,6 +4,12 @@
   python figures.py --only method    one of them
 
 The picture of the method is no sketch: its arrows are what drift.py computes for these points.
+
+  python figures.py --paths a.pt b.pt               which ways policies go: TASK-paths.png
+  python figures.py --paths a.pt b.pt --one-start   all from one start: TASK-paths-one-start.png
+
+This rolls policies out on a task that can be solved in several ways, and draws each episode in the
+colour of the mode that it took. The demonstrations stand beside them, but for --one-start.
 """
 
 import startup  # noqa: F401 - first, see there
@@ -14,10 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from commands import Parser, cli
+from baselines import prepare
+from commands import START_SEEDS, BadInput, Parser, above_zero, check_seed, cli, refuse_flags
+from data import load
 from drift import SELF_MASK, affinity, coefficients, drift, reference_pool
-from envs import TASKS, make_env
+from envs import TASKS, make_env, task_named
+from evaluate import START_SEED, evaluate, stages_in, told_of_modes
 from files import atomic, check_folder
+from modes import row_label
+from policy import Policy
 
 # ---- the method ---------------------------------------------------------------------------------
 
@@ -177,19 +188,94 @@ def draw_task(axes, task):
     env.close()
 
 
+SAME_SCENE = ("-image", "-delta", "-online", "-state")  # ends of names: another task's scene
+
+
 def tasks_figure():
-    """One tile a task."""
+    """One tile a scene: tasks that differ in observations or actions alone share one."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(TASKS) // COLUMNS)
+    shown = [task for task in TASKS.values() if not task.name.endswith(SAME_SCENE)]
+    rows = -(-len(shown) // COLUMNS)
     figure = Figure(figsize=(1.4 * COLUMNS, 1.52 * rows), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, task in zip(grid, TASKS.values()):
+    for axes, task in zip(grid, shown):
         axes.set_axis_on()
         draw_task(axes, task)
     return figure
+
+
+# ---- the ways that policies go -------------------------------------------------------------------
+
+NO_MODE = "0.6"
+NAME_OF_NONE = "none"
+
+
+def policies_of(paths):
+    """The policies of checkpoints, and their task. Raises BadInput if it is not one with modes."""
+    policies = [Policy.load(path)[0] for path in paths]
+    task = task_named(policies[0].task)
+    if task.mode is None or task.paths is None:
+        raise BadInput(f"{paths[0]}: {task.name} has no modes to draw")
+    for path, policy in zip(paths, policies):
+        if policy.task != task.name:
+            raise BadInput(f"{path} was trained on {policy.task}, not {task.name}: draw it alone")
+        policy.check_task(task, path)
+        prepare(policy)
+    return policies, task
+
+
+def demonstrated(task, episodes):
+    """A panel of the first demonstrations: a title, their states, and what is told of them."""
+    loaded = load(task)
+    states = np.split(loaded.obs["state"], loaded.ends[:-1])[:episodes]
+    return "demonstrations", states, told_of_modes([task.mode(s) for s in states])
+
+
+def rolled_out(policy, task, episodes, **kw):
+    """A panel of a policy's episodes: a title, their states, and the evaluation's result."""
+    result, r = evaluate(policy, task, episodes, **kw)
+    title = row_label(policy.method).replace("\n", ", ")
+    stages = "  ".join(f"{name} {result[name]:.2f}" for name in stages_in(result))
+    return f"{title}\n{stages}", [r.path(e) for e in range(episodes)], result
+
+
+def paths_figure(task, panels):
+    """Paths by mode, and below them the share of each mode. panels: (title, states, told) each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(3.6 * len(panels), 5), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(2.2, 1))
+    names = sorted({name for *_, told in panels for name in told["modes"]} - {NAME_OF_NONE})
+    colours = {name: f"C{i % 10}" for i, name in enumerate(names)} | {NAME_OF_NONE: NO_MODE}
+    for above, below, (title, states, told) in zip(*axes, panels):
+        task.paths(above, states, [colours[name or NAME_OF_NONE] for name in told["mode_of"]])
+        above.set_title(
+            f"{title}\n{len(states)} episodes, {told['mode_entropy']:.2f} bits", size=10
+        )
+        shares = [told["modes"].get(name, 0) for name in colours]
+        below.bar(list(colours), shares, color=list(colours.values()))
+        below.set(ylim=(0, 1), ylabel="share of episodes")
+        below.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{task.name}: which way do the episodes go?")
+    return figure
+
+
+def draw_policies(args):
+    """Roll out the policies of --paths and draw their episodes -> the picture's path."""
+    policies, task = policies_of(args.paths)
+    episodes = args.episodes or task.episodes
+    kw = {"start_seed": args.start_seed, "one_start": args.one_start}
+    panels = [] if args.one_start else [demonstrated(task, episodes)]
+    panels += [rolled_out(policy, task, episodes, **kw) for policy in policies]
+    path = Path(args.out) / f"{task.name}-paths{'-one-start' * args.one_start}.png"
+    save(paths_figure(task, panels), path, 100)
+    return path
+
+
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def save(figure, path, dpi):
@@ -205,13 +291,39 @@ def save(figure, path, dpi):
 FIGURES = {"method": (method_figure, 100), "tasks": (tasks_figure, 110)}  # name -> maker, dpi
 
 
-def main():
-    """Draw the pictures."""
+def parse():
+    """The flags of this script."""
     p = Parser(__doc__)
     p.add_argument("--only", choices=tuple(FIGURES), help="draw this picture and not the other")
+    p.add_argument("--paths", nargs="+", metavar="CKPT", help="draw the ways of these policies")
+    p.add_argument(
+        "--episodes", type=int, help="episodes of each policy; the task's (50) if not given"
+    )
+    p.add_argument(
+        "--start-seed", type=int, help=f"the first start seed; {START_SEED} if not given"
+    )
+    p.add_argument(
+        "--one-start", action="store_true", help="begin every episode at the first start"
+    )
     p.add_argument("--out", default="figures", metavar="DIR", help="folder of the pictures")
     args = p.parse_args()
+    if args.paths:
+        refuse_flags(args, ["only"], "--paths")
+    else:
+        refuse_flags(args, ["episodes", "start_seed", "one_start"], "the README's pictures")
+    if args.start_seed is None:
+        args.start_seed = START_SEED
+    above_zero(args, "episodes")
+    check_seed(args, "start_seed", below=START_SEEDS, n=args.episodes or 50)
     check_folder(args, "out")
+    return args
+
+
+def main():
+    """Draw the pictures."""
+    args = parse()
+    if args.paths:
+        return print(f"drawn: {draw_policies(args)}")
     for name, (make, dpi) in FIGURES.items():
         if args.only in (None, name):
             path = Path(args.out) / f"{name}.png"

@@ -4,7 +4,8 @@
 Nothing here unpickles, follows a link inside a file or loads a plugin: a file that asks for it is
 refused. What a file says of its sizes is checked before memory is taken, and nothing is unpacked
 beyond it: a file of a few MB can hold terabytes of zeros. Pictures go into a cache (pictures.py).
-Minari's HDF5 is opened in hdf5.py, robomimic's in robomimic.py.
+Minari's HDF5 is opened in hdf5.py, robomimic's in robomimic_format.py, the padded arrays of
+Diffusion Policy's Franka Kitchen in padded.py.
 """
 
 import bz2
@@ -27,28 +28,36 @@ from commands import BadInput
 from files import AGAIN, MAX_GB, atomic, brief, check_size, read_bytes, refusing
 from hdf5 import MAIN, MINARI, minari_file, minari_shapes, read_minari
 from lerobot_format import is_lerobot, lerobot_shapes, read_lerobot
+from padded import is_padded, padded_shapes, read_padded
 from pictures import BLOCK, are_pictures, at_once, cached_pictures
-from robomimic import is_robomimic, read_robomimic, robomimic_shapes
+from robomimic_format import is_robomimic, read_robomimic, robomimic_shapes
 
 MAX_HEADER = 2**16  # bytes of an array's header in an npz file
 COMPRESSORS = {None, "blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma"}  # none runs code
 DEFLATE = 1032  # how many times smaller zip's compression can make something
 
 
-def read(path, names=None, max_gb=MAX_GB):
+def read(path, names=None, max_gb=MAX_GB, filter_key=None):
     """{name: array} of a file or folder: the arrays in `names` that it holds, or all of them.
 
     The names go without zarr's data/ and meta/. Those of Minari become obs, action, reward and
     episode_ends; robomimic's keep the names of the observations. Arrays of four axes are pictures
     (N, H, W, C), and come as uint8 from a cache (pictures.py). An array that is missing is no error
-    here. Raises BadInput, also if the arrays without large pictures declare more than max_gb GB.
+    here. filter_key: of a file of robomimic only the demonstrations that this filter of it lists.
+    Raises BadInput, also if the arrays without large pictures declare more than max_gb GB.
     """
     path = Path(path)
     with refusing(f"{path} cannot be read"):
+        if filter_key is not None and not is_robomimic(path):
+            raise BadInput(
+                f"--filter: {path} is no HDF5 file of robomimic, which alone has filters"
+            )
         if is_lerobot(path):
             return read_lerobot(path, names, max_gb)
+        if is_padded(path):
+            return read_padded(path, names, max_gb)
         if is_robomimic(path):
-            return read_robomimic(path, names, max_gb)
+            return read_robomimic(path, names, max_gb, filter_key)
         if minari_file(path):
             return read_minari(path, names, max_gb)
         if path.is_file():
@@ -62,6 +71,8 @@ def names_in(path):
     with refusing(f"{path} cannot be read"):
         if is_lerobot(path):
             return list(lerobot_shapes(path))
+        if is_padded(path):
+            return list(padded_shapes(path))
         if is_robomimic(path):
             return list(robomimic_shapes(path))
         if minari_file(path):
@@ -81,6 +92,8 @@ def shapes(path):
     with refusing(f"{path} cannot be read"):
         if is_lerobot(path):
             return lerobot_shapes(path)
+        if is_padded(path):
+            return padded_shapes(path)
         if is_robomimic(path):
             return robomimic_shapes(path)
         if minari_file(path):

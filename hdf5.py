@@ -6,7 +6,8 @@ a file that asks for it is refused.
 Minari is the successor of D4RL. A data set of it, which `save_minari` writes too, is a folder with
 data/metadata.json and data/main_data.hdf5. The latter holds a group for each episode of L steps:
 
-  episode_0/observations                           (L+1, S)
+  episode_0/observations                           (L+1, S), or of observations that are told with
+                                                   a goal the group that holds it as observation
   episode_0/actions                                (L, D_a)
   episode_0/rewards, terminations, truncations     (L,)
   episode_0                                        attributes id, seed, total_steps
@@ -132,12 +133,25 @@ def hdf5_array(group, name, kinds, where):
 # ---- Minari: reading -----------------------------------------------------------------------------
 
 
+def observed(group, where):
+    """The array of an episode's observations, not read. Raises BadInput.
+
+    Of observations that are told with a goal, a Dict, it is the one named "observation".
+    """
+    import h5py
+
+    node = hdf5_node(group, "observations", object, where)
+    if isinstance(node, h5py.Group) and "observation" in node:
+        return hdf5_array(node, "observation", NUMBERS, where)
+    return hdf5_array(group, "observations", NUMBERS, where)
+
+
 def check_episode(group, where):
     """The shapes {"observations": ..., "actions": ...} of an episode. Raises BadInput.
 
     All of its five arrays are checked against one another.
     """
-    obs = hdf5_array(group, "observations", NUMBERS, where)
+    obs = observed(group, where)
     action = hdf5_array(group, "actions", NUMBERS, where)
     about = f"{where}: {group.name}"
     two_axes = obs.ndim == 2 and action.ndim == 2
@@ -219,7 +233,8 @@ def read_minari(path, names=None, max_gb=MAX_GB):
                 continue
             arrays[ours] = np.empty(*declared[ours])
             for group, L, end in zip(groups, lengths, ends):
-                f[group][theirs].read_direct(arrays[ours], np.s_[:L], np.s_[end - L : end])
+                array = observed(f[group], file) if ours == "obs" else f[group][theirs]
+                array.read_direct(arrays[ours], np.s_[:L], np.s_[end - L : end])
     if "episode_ends" in declared:
         arrays["episode_ends"] = ends
     return arrays

@@ -24,6 +24,8 @@ PACKAGES = "numba termcolor && pip install --no-deps robosuite==1.5.1"
 DELTA = 7  # numbers of an arm's action by its form
 AXIS_ANGLE = 7
 ROT6D = 10
+PROPRIO = 9  # numbers of an arm in an observation: eef_pos 3, eef_quat 4, gripper_qpos 2
+HZ = 20  # control steps a second
 REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])  # metres and rad of a delta action of 1
 
 
@@ -39,10 +41,11 @@ class Scene:
     side: int = 84  # pixels of a picture's side
     crop: int = 76
     arms: int = 1
+    drawn: str = None  # the object whose sizes robosuite draws, by how its geoms' names begin
 
 
 SCENES = {
-    "lift": Scene("Lift", n_object=10, quaternions=(3,), steps=400),
+    "lift": Scene("Lift", n_object=10, quaternions=(3,), steps=400, drawn="cube_"),
     "can": Scene("PickPlaceCan", n_object=14, quaternions=(3, 10), steps=400),
     "square": Scene("NutAssemblySquare", n_object=14, quaternions=(3, 10), steps=400),
     "transport": Scene(
@@ -52,6 +55,7 @@ SCENES = {
         steps=700,
         cameras=("shouldercamera0", "robot0_eye_in_hand", "shouldercamera1", "robot1_eye_in_hand"),
         arms=2,
+        drawn="payload_",
     ),
     "tool-hang": Scene(
         "ToolHang",
@@ -73,15 +77,8 @@ class Package:
     needs: str = PACKAGES
 
 
-def make_raw(name, absolute=False, horizon=None):
-    """robosuite's own environment of a scene: no renderer, no cameras, sparse reward, 20 Hz.
-
-    Actions are deltas, or, if `absolute`, axis-angle. robosuite takes the sizes of the cube and of
-    the hammer from numpy's random numbers when it makes a simulator: here they are the same in
-    every process (note 43), and those numbers go on as if nothing had been taken. horizon: steps
-    after which robosuite tells of the end; None: it never does. Raises BadInput if a package is
-    missing.
-    """
+def package(name):
+    """robosuite itself, imported without a word, for a scene. Raises BadInput if it is missing."""
     logging.getLogger("robosuite_logs").addFilter(is_error)  # five warnings at import
     opengl = os.environ.get("MUJOCO_GL")
     try:
@@ -90,20 +87,43 @@ def make_raw(name, absolute=False, horizon=None):
         raise not_importable(Package(name), e) from e
     if opengl is None:  # robosuite says egl then, also where there is none
         os.environ.pop("MUJOCO_GL", None)
+    return robosuite
+
+
+def settings(name, absolute=False):
+    """What robosuite.make() is given for a scene, beside its name and what is not of the task.
+
+    Actions are deltas, or, if `absolute`, axis-angle; both in the world's frame.
+    """
     scene = SCENES[name]
-    config = robosuite.load_composite_controller_config(robot="Panda")
+    config = package(name).load_composite_controller_config(robot="Panda")
     arm = config["body_parts"]["right"]
     arm["input_ref_frame"] = "world"
     arm["input_type"] = "absolute" if absolute else "delta"
     two = {"env_configuration": "opposed"} if scene.arms == 2 else {}
+    return {
+        "robots": ["Panda"] * scene.arms,
+        **two,
+        "controller_configs": [config] * scene.arms,
+        "control_freq": HZ,
+    }
+
+
+def make_raw(name, absolute=False, horizon=None):
+    """robosuite's own environment of a scene: no renderer, no cameras, sparse reward, 20 Hz.
+
+    Actions are as `settings` says. robosuite takes the sizes of the cube and of the hammer from
+    numpy's random numbers when it makes a simulator: here they are the same in every process
+    (note 43), and those numbers go on as if nothing had been taken. horizon: steps after which
+    robosuite tells of the end; None: it never does. Raises BadInput if a package is missing.
+    """
+    robosuite = package(name)
     before = np.random.get_state()
     np.random.seed(0)
     try:
         return robosuite.make(
-            scene.env,
-            robots=["Panda"] * scene.arms,
-            **two,
-            controller_configs=[config] * scene.arms,
+            SCENES[name].env,
+            **settings(name, absolute),
             renderer="mujoco",
             has_renderer=False,
             has_offscreen_renderer=False,
@@ -111,7 +131,6 @@ def make_raw(name, absolute=False, horizon=None):
             hard_reset=False,
             ignore_done=horizon is None,
             horizon=horizon or 1000,
-            control_freq=20,
         )
     finally:
         np.random.set_state(before)

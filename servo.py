@@ -19,7 +19,7 @@ import numpy as np
 from plan import Plan
 from ur_controller import EMERGENCY, NORMAL, PLAYING, PROTECTIVE, REDUCED, RUNNING
 
-# Faults that end all talk with the arm: ur_rtde might crash, block, or connect again (note N1).
+# Faults that end all talk with the arm: ur_rtde might crash, block, or connect again (note 53).
 LOST = ("state stale", "receive lost", "control lost")
 
 

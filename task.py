@@ -30,9 +30,9 @@ PPO_DEFAULTS = {
     "minibatch_size": 1024,
     "update_epochs": 4,
     "lr": 5e-5,
-    "target_kl": 0.03,
+    "target_kl": 0.06,
     "noise_episodes": 100,
-    "sigma_final": 0.3,
+    "sigma_final": 1.0,
     "rho": 0.9,
     "gamma": 0.99,
     "gae_lambda": 0.95,
@@ -80,7 +80,11 @@ class Task:
     needs: str = None  # what pip installs for it
     steps: int = None  # primitive steps that an episode lasts
     score: str = "success"  # of an episode: "max" or "sum" of its rewards; success at any step
-    #                         ("success") or at the end ("held")
+    #                         ("success") or at the end ("held"); the share of its "stages" reached
+    stages: int = 0  # stages that are reported, p1 to pn; info["stages"] tells how many are reached
+    mode: Callable = None  # (states (L, S)) -> the name of the way that an episode took, or None;
+    #                        states as info["state"] tells them, and the data's "state" too
+    paths: Callable = None  # (axes, [states (L, S)], [colour]): draws episodes, each in its colour
     episodes: int = 50  # of an evaluation
     sketch: Callable = None  # (axes, observation): draws the observation itself
 
@@ -93,6 +97,7 @@ class Task:
     actions: Callable = None  # a file's arrays -> (N, D_a); None: its "action"
     check: Callable = None  # (path): raises BadInput if a file was recorded in another environment
     render: Callable = None  # (arrays, path) -> {camera: (N, H, W, 3) uint8}, of a file without
+    export: Callable = None  # (arrays, path) -> what a file of robomimic holds: save_robomimic()
     url: str = None  # the official archive, for `python data.py download`
     sha256: dict = field(default_factory=dict)  # array of the archive -> sha256 of its bytes
     optional: tuple = ()  # arrays of the archive that may be missing: nothing reads them
@@ -166,9 +171,12 @@ class Chunked(gym.Wrapper):
     action (T_a, D_a) -> observations {name: (T_o, ...)} and the sum of the primitive rewards.
     info["rewards"] (T_a,) holds the primitive rewards, NaN where the episode had already ended;
     info["steps"] the primitive steps so far; info["success"] whether success was seen at any step
-    or, with `held`, at the last one; info["over"] whether the episode has ended.
+    or, with `held`, at the last one; info["over"] whether the episode has ended; info["stages"]
+    (stages,) whether the episode has reached each stage, which is the highest number that the
+    environment's own info["stages"] has told.
 
-    record: info["states"] (T_a, S) holds the simulator's states before each action.
+    record: info["states"] (T_a, S) holds the simulator's states before each action, info["state"]
+    (S,) the one after the last.
     film: `frames` keeps a picture of every primitive step.
     hold: the end is told in info["over"] alone and further steps do nothing, so that a batch of
     episodes runs to its longest.
@@ -176,11 +184,14 @@ class Chunked(gym.Wrapper):
     an interrupted episode.
     """
 
-    def __init__(self, env, T_o, T_a, steps, *, record=False, film=False, hold=False, held=False):
+    def __init__(
+        self, env, T_o, T_a, steps, *, stages=0, record=False, film=False, hold=False, held=False
+    ):
         super().__init__(env)
         self.T_o = T_o
         self.T_a = T_a
         self.max_steps = steps
+        self.stages = np.arange(1, stages + 1)
         self.record = record
         self.film = film
         self.hold = hold
@@ -198,6 +209,7 @@ class Chunked(gym.Wrapper):
         self.n = 0
         self.over = (False, False)  # terminated, truncated
         self.success = False
+        self.reached = 0  # the number of stages
         self.state = info.get("state")
         self.frames = [self.env.render()] if self.film else []
         for chunk in past:
@@ -216,8 +228,10 @@ class Chunked(gym.Wrapper):
             "steps": self.n,
             "success": self.success,
             "over": any(self.over),
+            "stages": self.reached >= self.stages,
         }
         if self.record:
+            info["state"] = self.state
             info["states"] = np.full((self.T_a, len(self.state)), np.nan)
             if states:
                 info["states"][: len(states)] = states
@@ -242,6 +256,7 @@ class Chunked(gym.Wrapper):
             self.state = info.get("state")
             now = bool(info.get("is_success", False))
             self.success = now if self.held else now or self.success
+            self.reached = max(self.reached, info.get("stages", 0))
             self.over = (terminated, truncated or self.n >= self.max_steps)
             self.history = [*self.history[1:], obs]
             rewards.append(reward)

@@ -355,6 +355,8 @@ PUSHT = Task(
         "num_iterations": 100,
         "minibatch_size": 475,
         "update_epochs": 1,
+        "target_kl": 0.03,
+        "sigma_final": 0.3,
         "gamma": 1.0,
         "gae_lambda": 0.5,
         "critic_lambda": 1.0,

@@ -15,40 +15,50 @@ Quantities are in metres in the world's frame. An action (10 an arm) is the goal
 that of `lift-delta`, `lift-image-delta` and so on (7 an arm) is the goal from where the hand is:
 see robosuite_env.py.
 
+`lift-online`, `lift-image-online` and so on, of all scenes but tool-hang, are the same scenes by
+the protocol of DPPO and ReinFlow, who improve policies there: delta actions in chunks of 4 (of 8 in
+transport) after one observation, 300, 300, 400 or 800 steps, fewer cameras of 96 pixels. Success
+does not end an episode: each step at success is worth 1 (note 44).
+
 Data: robomimic's HDF5 files, v1.5 or v1.4.1, with or without pictures, or an npz that experts.py
 recorded by the scripts of experts_robomimic.py, with "state", "action", "delta", "qpos" (the
-simulator's positions) and "episode_ends". One file serves all four tasks of a scene. Pictures that
-a file does not have are drawn from its positions and kept in the cache.
+simulator's positions) and "episode_ends". One file serves all tasks of a scene. Pictures that a
+file does not have are drawn from its positions and kept in the cache.
 """
 
-import functools
+import dataclasses
 import hashlib
+import itertools
 from functools import partial
 
-import gymnasium as gym
 import numpy as np
 
 from commands import BadInput
-from files import brief
 from pictures import cached_pictures
-from robomimic import env_args
+from recorded_robomimic import (
+    check_recorded,
+    env_args_of,
+    hands,
+    model_file_of,
+    named_parts,
+    of_any_version,
+    proprio_names,
+    states_of,
+)
+from robomimic_env import RoboMimic, each_row, replayed, replayer, shapes_of
 from robosuite_env import (
     DELTA,
     PACKAGES,
-    REACH,
+    PROPRIO,
     ROT6D,
     SCENES,
     axis_angle_to_rot6d,
     delta_to_rot6d,
-    make_raw,
     rot6d_to_axis_angle,
 )
-from task import Lazy, Task, observation_space
+from task import Task
 
-PROPRIO = 9  # numbers of an arm: eef_pos 3, eef_quat 4, gripper_qpos 2
-FILM = 256  # pixels of a video's side
-PARTS = ("eef_pos", "eef_quat", "gripper_qpos")
-POSES = ("can", "square", "tool-hang")  # scenes that tell each object by two poses, 14 numbers
+# A task's functions know it by its name alone, since they are made before it is.
 
 
 def named(name):
@@ -58,141 +68,18 @@ def named(name):
 
 def scene_of(name):
     """The scene of a task's name: lift of lift-image-delta."""
-    return name.removesuffix("-delta").removesuffix("-image")
+    return name.removesuffix("-online").removesuffix("-delta").removesuffix("-image")
 
 
-def proprio_names(scene):
-    """robosuite's names of what "proprio" holds, in order."""
-    return [f"robot{i}_{part}" for i in range(SCENES[scene].arms) for part in PARTS]
+def takes_deltas(name):
+    """Whether a task's actions are deltas, by its name."""
+    return name.endswith(("-delta", "-online"))
 
 
-# ---- the simulator -------------------------------------------------------------------------------
-
-
-class RoboMimic(gym.Env):
-    """A task's simulator; the reward is 1 at success, which ends the episode.
-
-    reset(seed=s) gives the same start, to the bit, in every process; so does
-    reset(options={"state": v}) for a recorded state v, which info["state"] tells: time, positions
-    and velocities. Observations depend on the positions alone, and are the same in an episode and
-    of its recorded states. robosuite's own are of a simulator's step (2 ms) before, and what the
-    hand sees of an object that of a control step before (note 41).
-    """
-
-    render_mode = "rgb_array"
-
-    def __init__(self, name):
-        self.task = named(name)
-        self.scene = SCENES[scene_of(name)]
-        self.absolute = not name.endswith("-delta")
-        self.raw = make_raw(scene_of(name), absolute=self.absolute)
-        self.wanted = ["object-state", *proprio_names(scene_of(name))]
-        for observable in self.raw._observables.values():
-            # Those of the joints take time, and no policy sees them.
-            if observable.name.startswith("robot") and observable.name not in self.wanted:
-                observable.set_enabled(False)
-        self.observation_space = observation_space(self.task)
-        self.action_space = gym.spaces.Box(-np.inf, np.inf, (self.task.D_a,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(2**31))
-        before = np.random.get_state()
-        np.random.seed(seed)
-        self.raw.reset()
-        np.random.set_state(before)
-        if options and "state" in options:
-            self.set_state(options["state"])
-        return self.observe(), {"state": self.state()}
-
-    def step(self, action):
-        action = np.asarray(action, np.float64)
-        if self.absolute:
-            action = rot6d_to_axis_angle(action)
-        _, reward, _, _ = self.raw.step(action)
-        success = reward > 0
-        info = {"is_success": success, "state": self.state()}
-        return self.observe(), float(success), success, False, info
-
-    def state(self):
-        """The simulator's state: time, positions, velocities."""
-        return self.raw.sim.get_state().flatten()
-
-    def set_state(self, state):
-        """Put the simulator into a recorded state. Raises BadInput if it does not fit."""
-        n = len(self.state())
-        if np.shape(state) != (n,):
-            raise BadInput(
-                f"a state of shape {np.shape(state)} is not of {self.task.name}, which has {n} "
-                "numbers"
-            )
-        self.raw.sim.set_state_from_flattened(np.asarray(state, np.float64))
-        self.raw.sim.forward()
-
-    def numbers(self):
-        """robosuite's observations by its names, of the positions as they are."""
-        import mujoco
-
-        mujoco.mj_fwdPosition(self.raw.sim.model._model, self.raw.sim.data._data)
-        told = self.raw._get_observations(force_update=True)
-        seen = {name: told[name] for name in self.wanted}
-        hand = [seen["robot0_eef_pos"][None], seen["robot0_eef_quat"][None]]
-        scene = scene_of(self.task.name)
-        seen["object-state"] = seen_from_hand(scene, seen["object-state"][None], *hand)[0]
-        return seen
-
-    def observe(self):
-        """The observation; pictures are `Lazy`, drawn where they are looked at."""
-        numbers = np.concatenate(list(self.numbers().values())).astype(np.float32)
-        if "state" in self.task.obs:
-            return {"state": numbers}
-        qpos = self.raw.sim.data.qpos.copy()
-        seen = {camera: Lazy(self.draw, qpos, camera) for camera in self.scene.cameras}
-        return {**seen, "proprio": numbers[self.scene.n_object :]}
-
-    @functools.cached_property
-    def renderer(self):
-        """What draws the task's cameras."""
-        return self.make_renderer(self.scene.cameras, self.scene.side)
-
-    @functools.cached_property
-    def film(self):
-        """What draws the frames of a video."""
-        return self.make_renderer(self.scene.cameras[:1], FILM)
-
-    def draw(self, qpos, camera):
-        """What one of the task's cameras sees at positions qpos (nq,)."""
-        return self.renderer.draw(qpos, camera)
-
-    def make_renderer(self, cameras, side):
-        """A renderer of the simulator's visible geoms."""
-        from renderer import Renderer
-
-        model = self.raw.sim.model._model
-        return Renderer(model, dict.fromkeys(cameras, (side, side)), groups=(1, 2))
-
-    def render(self):
-        """The scene, (256, 256, 3) uint8, as the task's first camera sees it."""
-        return self.film.draw(self.raw.sim.data.qpos, self.scene.cameras[0])
-
-
-@functools.lru_cache(1)
-def replayer(name):
-    """A simulator that recorded states are put into."""
-    env = RoboMimic(name)
-    env.reset(seed=0)  # robosuite hides its marks then, which pictures would show
-    return env
-
-
-def replayed(scene, states):
-    """robosuite's observations {name: (N, ...)} of recorded states (N, ...). Raises BadInput."""
-    env = replayer(scene)
-    seen = []
-    for state in states:
-        env.set_state(state)
-        seen.append(env.numbers())
-    return {name: np.stack([numbers[name] for numbers in seen]) for name in seen[0]}
+def cameras_of(name):
+    """The cameras of a task, by its name, and the pixels of their sides; ((), None) without."""
+    sides = {camera: shape[0] for camera, shape in named(name).obs.items() if len(shape) == 3}
+    return tuple(sides), next(iter(sides.values()), None)
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -205,9 +92,9 @@ def demonstration(scene, env, seed, states=None, variety=0.0):
     made = scripted(scene, seed, variety)
     if made is None:
         return None
-    numbers = replayed(scene, made["states"])
+    numbers = replayed(scene, {"states": made["states"]})
     poses = hands(scene, numbers)
-    nq = env.raw.sim.model.nq
+    nq = env.model.nq
     return {
         "state": np.concatenate(list(numbers.values()), 1),
         "action": delta_to_rot6d(made["delta"], *poses),
@@ -216,71 +103,18 @@ def demonstration(scene, env, seed, states=None, variety=0.0):
     }
 
 
-def hands(scene, numbers):
-    """The hands' positions (N, 3 an arm) and quaternions (N, 4 an arm) of robosuite's names."""
-    arms = range(SCENES[scene].arms)
-    return tuple(
-        np.concatenate([numbers[f"robot{i}_{part}"] for i in arms], 1) for part in PARTS[:2]
-    )
-
-
 def numbers_of(scene, arrays):
     """robosuite's observations {name: (N, ...)} of a file's arrays: recorded, or of its states.
 
     Raises KeyError with the name of an array that is missing.
     """
     if "robot0_eef_pos" not in arrays and "states" in arrays:
-        return replayed(scene, arrays["states"])
+        return replayed(scene, arrays)
     found = {name: arrays[name] for name in proprio_names(scene)}
     if "object" in arrays:
         hand = [arrays["robot0_eef_pos"], arrays["robot0_eef_quat"]]
-        recorded = arrays["object"]
-        if scene in POSES:
-            recorded = reordered(recorded, hand[0])
-        found = {"object-state": seen_from_hand(scene, recorded, *hand), **found}
+        found = {"object-state": of_any_version(scene, arrays["object"], *hand), **found}
     return found
-
-
-def reordered(recorded, hand):
-    """Objects' poses (N, 14 an object), from robosuite 1.4 or 1.5, in the order of 1.5.
-
-    That is an object's pose in the hand's frame, and then its pose; 1.4 has them the other way
-    round. They are told apart by the distance of the hand, hand (N, 3), which both must agree on.
-    """
-    made = recorded.copy()
-    for first in range(0, recorded.shape[1] - 13, 14):
-        near = recorded[:, first : first + 7]
-        pose = recorded[:, first + 7 : first + 14]
-        if apart(near, pose, hand) < apart(pose, near, hand):
-            made[:, first : first + 14] = np.concatenate([pose, near], 1)
-    return made
-
-
-def apart(pose, near, hand):
-    """How far a pose (N, 7) is, in metres, from what a hand (N, 3) sees as `near` (N, 7)."""
-    far = np.linalg.norm(pose[:, :3] - hand, axis=1)
-    return np.abs(far - np.linalg.norm(near[:, :3], axis=1)).mean()
-
-
-def seen_from_hand(scene, objects, hand, quat):
-    """The objects' state (N, S) with what is relative to the hand computed anew from what is not.
-
-    hand (N, 3), quat (N, 4, x y z w): the first hand's. robosuite 1.5 computes it from the hand as
-    it is and the object as it was an observation before; 1.4 tells the cube's in the other sense.
-    """
-    from scipy.spatial.transform import Rotation
-
-    made = objects.copy()
-    if scene == "lift":
-        made[:, 7:10] = objects[:, :3] - hand
-    if scene in POSES:
-        frame = Rotation.from_quat(quat).inv()
-        for first in range(0, objects.shape[1] - 13, 14):
-            pose = objects[:, first + 7 : first + 14]
-            made[:, first : first + 3] = frame.apply(pose[:, :3] - hand)
-            turn = frame * Rotation.from_quat(pose[:, 3:])
-            made[:, first + 3 : first + 7] = turn.as_quat(canonical=True)
-    return made
 
 
 def observations(name, arrays):
@@ -303,13 +137,13 @@ def observations(name, arrays):
     else:
         numbers = numbers_of(scene, arrays)
         proprio = np.concatenate([numbers[part] for part in proprio_names(scene)], 1)
-    return {**recorded_pictures(scene, arrays), "proprio": proprio}
+    return {**recorded_pictures(name, arrays), "proprio": proprio}
 
 
-def recorded_pictures(scene, arrays):
-    """{camera: pictures} of the scene's cameras that a file's arrays hold."""
+def recorded_pictures(name, arrays):
+    """{camera: pictures} of a task's cameras that a file's arrays hold."""
     found = {}
-    for camera in SCENES[scene].cameras:
+    for camera in cameras_of(name)[0]:
         for recorded in (camera, f"{camera}_image"):
             if recorded in arrays:
                 found[camera] = arrays[recorded]
@@ -324,21 +158,20 @@ def actions(name, arrays):
     scene = scene_of(name)
     arms = SCENES[scene].arms
     action = arrays["action"]
-    wants_delta = name.endswith("-delta")
+    wants_delta = takes_deltas(name)
     if wants_delta and "delta" in arrays:
         return arrays["delta"]
     if action.ndim != 2 or action.shape[1] != DELTA * arms:
         if wants_delta:
             raise BadInput(
-                f"the actions {action.shape} are no deltas, {DELTA} an arm: "
-                f"{name.removesuffix('-delta')} takes them"
+                f"the actions {action.shape} are no deltas, {DELTA} an arm: {scene} takes them"
             )
         return action
     # A hand points down, and is turned by about pi. A delta is never above 1.
     turns = action.reshape(len(action), arms, DELTA)[..., 3:6]
     is_delta = np.abs(turns).max() <= 1.01
     if wants_delta and not is_delta:
-        raise BadInput(f"the actions are absolute: {name.removesuffix('-delta')} takes them")
+        raise BadInput(f"the actions are absolute: {scene} takes them")
     if wants_delta:
         return action
     if not is_delta:
@@ -346,94 +179,81 @@ def actions(name, arrays):
     return delta_to_rot6d(action, *hands(scene, numbers_of(scene, arrays)))
 
 
+def positions_of(name, arrays, path):
+    """A simulator for a file's arrays, and the positions (N, nq) that they hold. Raises BadInput.
+
+    It is raised also if they do not fit the simulator.
+    """
+    if "qpos" not in arrays and "states" not in arrays:
+        raise BadInput(f"{path} has neither qpos nor states, the simulator's positions")
+    env = replayer(scene_of(name), *cameras_of(name))
+    nq = env.model.nq
+    qpos = arrays["qpos"] if "qpos" in arrays else arrays["states"][:, 1 : 1 + nq]
+    if qpos.ndim != 2 or qpos.shape[1] != nq or not np.isfinite(qpos).all():
+        raise BadInput(f"{path}: positions {qpos.shape} do not fit: {name} has {nq}, finite")
+    return env, qpos
+
+
 def render(name, arrays, path):
     """{camera: (N, H, W, 3) uint8}: pictures drawn from the positions in the file at path.
 
     Raises BadInput if there are none, if they do not fit, or if OpenGL or a package is missing.
     """
-    scene = scene_of(name)
-    there = recorded_pictures(scene, arrays)
-    missing = [camera for camera in SCENES[scene].cameras if camera not in there]
+    there = recorded_pictures(name, arrays)
+    missing = [camera for camera in cameras_of(name)[0] if camera not in there]
     if "qpos" not in arrays and "states" not in arrays:
         raise BadInput(
             f"{path} has no pictures of {' and '.join(missing)}, and neither qpos nor states to "
             "draw them from"
         )
-    env = replayer(name)
-    nq = env.raw.sim.model.nq
-    qpos = arrays["qpos"] if "qpos" in arrays else arrays["states"][:, 1 : 1 + nq]
-    if qpos.ndim != 2 or qpos.shape[1] != nq or not np.isfinite(qpos).all():
-        raise BadInput(f"{path}: positions {qpos.shape} cannot be drawn: {name} has {nq}, finite")
-    sha = hashlib.sha256(np.ascontiguousarray(qpos, np.float32)).hexdigest()
+    env, qpos = positions_of(name, arrays, path)
+    sha = hashlib.sha256(np.ascontiguousarray(qpos, np.float32))
+    sha.update(np.ascontiguousarray(arrays.get("model_file", ())))
     made = {}
     for camera in missing:
         shape = (len(qpos), *named(name).obs[camera])
-        draw = partial(pictures_of, env, qpos, camera)
-        made[camera] = cached_pictures(path, camera, shape, f"{sha} drawn by renderer.py", draw)
+        draw = partial(pictures_of, env, qpos, camera, arrays)
+        key = f"{sha.hexdigest()} drawn by renderer.py"
+        made[camera] = cached_pictures(path, camera, shape, key, draw)
     return made
 
 
-def pictures_of(env, qpos, camera, n=64):
-    """A camera's pictures at positions (N, nq), n at a time: (n, H, W, 3) uint8."""
-    for first in range(0, len(qpos), n):
-        yield np.stack([env.draw(q, camera) for q in qpos[first : first + n]])
+def pictures_of(env, qpos, camera, arrays, n=64):
+    """A camera's pictures at positions (N, nq) of a file's arrays, n at a time: (n, H, W, 3)."""
+    drawn = (env.draw(q, camera) for q in each_row(env, qpos, arrays))
+    while some := list(itertools.islice(drawn, n)):
+        yield np.stack(some)
 
 
-def check_recorded(scene, path):
-    """Refuse a file of robomimic that was recorded in another environment. Raises BadInput."""
-    about = env_args(path)
-    if not about:
-        return
-    env = about.get("env_name")
-    if env != SCENES[scene].env:
-        raise BadInput(
-            f"{path} was recorded in {brief(env)}, but {scene} is {SCENES[scene].env}: it is not "
-            f"{scene} data"
-        )
-    version = str(about.get("env_version") or "1.4")
-    if version.split(".")[:2] not in (["1", "4"], ["1", "5"]):
-        raise BadInput(
-            f"{path} was recorded in robosuite {brief(version)}: its observations are known of 1.4 "
-            "and 1.5"
-        )
-    kwargs = about.get("env_kwargs") or {}
-    if kwargs.get("control_freq", 20) != 20:
-        raise BadInput(
-            f"{path} was recorded at {brief(kwargs['control_freq'])} Hz, but {scene} is run at 20"
-        )
-    for arm in controllers(kwargs):
-        check_controller(arm, scene, path, version)
+def exported(name, arrays, path):
+    """What a file of robomimic holds of the arrays of the file at path, for save_robomimic().
 
-
-def controllers(kwargs):
-    """The settings of each arm's controller in what a file says of its environment."""
-    configs = kwargs.get("controller_configs") or []
-    for config in configs if isinstance(configs, list) else [configs]:
-        parts = config.get("body_parts", {"right": config})
-        yield from (part for name, part in parts.items() if name in ("right", "left"))
-
-
-def check_controller(arm, scene, path, version):
-    """Refuse a controller that another one here would make something else of. Raises BadInput."""
-    wanted = {"type": "OSC_POSE", "impedance_mode": "fixed", "kp": 150}
-    wanted |= {"input_max": 1, "input_min": -1}
-    wanted |= {"output_max": list(REACH), "output_min": list(-REACH)}
-    for name, value in wanted.items():
-        if arm.get(name, value) != value:
-            raise BadInput(
-                f"{path} was recorded with a controller of {name} {brief(arm[name])}, but {scene} "
-                f"has {brief(value)}"
-            )
-    frame = arm.get("input_ref_frame", "base" if version.startswith("1.5") else "world")
-    if frame != "world" and SCENES[scene].arms == 2:
-        raise BadInput(
-            f"{path} was recorded with deltas in the frame of each arm's base, but {scene} has the "
-            "world's"
-        )
+    These are the arrays by their places in a demonstration, env_args, and an XML text of each
+    demonstration. "actions" are deltas, "actions_abs" the same goals as axis-angle. Raises BadInput
+    if deltas or positions are missing, and KeyError with the name of another array that is.
+    """
+    scene = scene_of(name)
+    env, qpos = positions_of(name, arrays, path)
+    ends = arrays["episode_ends"]
+    parts = named_parts(scene, observations(scene, arrays)["state"])
+    if cameras_of(name)[0]:
+        pictures = recorded_pictures(name, arrays)
+        if len(pictures) < len(cameras_of(name)[0]):
+            pictures |= render(name, arrays, path)
+        parts |= {f"{camera}_image": a for camera, a in pictures.items()}
+    parts = {f"obs/{part}": a for part, a in parts.items()}
+    parts["actions"] = actions(f"{scene}-delta", arrays)
+    parts["actions_abs"] = rot6d_to_axis_angle(actions(scene, arrays))
+    parts["states"] = arrays["states"] if "states" in arrays else states_of(env.model, qpos, ends)
+    texts = [model_file_of(env.raw, scene)] * len(ends)
+    if "model_file" in arrays:
+        texts = [text.tobytes().rstrip(b"\0").decode() for text in arrays["model_file"]]
+    return parts, env_args_of(scene), texts
 
 
 # ---- the tasks -----------------------------------------------------------------------------------
 
+URL = "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/v1.5"
 PAPER = {"DBP": 0.92, "Diffusion Policy": 0.80}  # the means of the five tasks in Table I
 PAPER_IMAGE = {"DBP": 0.87, "Diffusion Policy": 0.91}
 
@@ -457,45 +277,99 @@ def limits(scene, image, delta):
     return {"proprio" if image else "state": (-numbers, numbers), "action": (-action, action)}
 
 
+def stage2(steps, T_a):
+    """Task.stage2: an iteration has the time of two whole episodes of each simulator.
+
+    Few simulators, since each is a process of 0.4 GB.
+    """
+    return {"gamma": 0.999, "num_envs": 16, "num_steps": 2 * steps // T_a}
+
+
 def robomimic_task(name, image, delta):
     """A task of a scene, by numbers or from images, with absolute or delta actions."""
     scene = SCENES[name]
     own = name + "-image" * image + "-delta" * delta
     folder = name.replace("-", "_")
-    n_proprio = PROPRIO * scene.arms
-    arrays = ["state", "delta", "object", "states", *proprio_names(name)]
-    obs = {"state": (scene.n_object + n_proprio,)}
-    data = (f"{folder}/ph/low_dim_v15.hdf5", f"{name}.npz")
+    arrays = ["state", "delta", "qpos", "object", "states", *proprio_names(name)]
+    arrays += ["model_file"] if scene.drawn else []
+    cameras = scene.cameras if image else ()
+    recorded = ["low_dim_v15"]
     if image:
-        obs = dict.fromkeys(scene.cameras, (scene.side, scene.side, 3))
-        obs["proprio"] = (n_proprio,)
-        arrays += ["proprio", "qpos", *(f"{camera}_image" for camera in scene.cameras)]
-        data = (f"{folder}/ph/image_v15.hdf5", *data)
+        arrays += ["proprio", *(f"{camera}_image" for camera in scene.cameras)]
+        recorded += ["image_v15"]  # second: a policy acts on pictures that are drawn here
     return Task(
         name=own,
         suite="robomimic",
-        obs=obs,
+        obs=shapes_of(name, cameras, scene.side),
         D_a=(DELTA if delta else ROT6D) * scene.arms,
         T_o=2,
         T_p=16,
         T_a=8,
-        crop=dict.fromkeys(scene.cameras, scene.crop) if image else {},
-        env=partial(RoboMimic, own),
+        crop=dict.fromkeys(cameras, scene.crop),
+        env=partial(RoboMimic, name, delta=delta, cameras=cameras, side=scene.side),
         needs=PACKAGES,
         steps=scene.steps,
-        data=data,
+        data=(*(f"{folder}/ph/{kind}.hdf5" for kind in recorded), f"{name}.npz"),
         arrays=tuple(arrays),
         observations=partial(observations, own),
         actions=partial(actions, own),
         check=partial(check_recorded, name),
         render=partial(render, own) if image else None,
-        url="https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/"
-        f"v1.5/{folder}/ph/low_dim_v15.hdf5",
+        export=partial(exported, own),
+        url=f"{URL}/{folder}/ph/low_dim_v15.hdf5",
         expert=partial(demonstration, name),
         varies=True,
         limits=limits(name, image, delta),
-        stage2={"gamma": 0.999},
+        stage2=stage2(scene.steps, 8),
         paper=PAPER_IMAGE if image else PAPER,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+    """What the protocol of DPPO and ReinFlow has of its own in a scene."""
+
+    cameras: tuple
+    steps: int = 300
+    T_a: int = 4  # T_p, too
+
+
+ONLINE = {
+    "lift": Online(("robot0_eye_in_hand",)),
+    "can": Online(("robot0_eye_in_hand",)),
+    "square": Online(("agentview",), steps=400),
+    "transport": Online(("shouldercamera0", "shouldercamera1"), steps=800, T_a=8),
+}
+
+
+def online_task(name, image):
+    """The task of a scene by the protocol of DPPO and ReinFlow (note 44).
+
+    All is normalised by its range in the data.
+    """
+    base = robomimic_task(name, image, delta=True)
+    own = f"{base.name.removesuffix('-delta')}-online"
+    online = ONLINE[name]
+    cameras = online.cameras if image else ()
+    return dataclasses.replace(
+        base,
+        name=own,
+        obs=shapes_of(name, cameras, 96),
+        crop=dict.fromkeys(cameras, 88),
+        T_o=1,
+        T_p=online.T_a,
+        T_a=online.T_a,
+        env=partial(RoboMimic, name, delta=True, ends=False, cameras=cameras, side=96),
+        steps=online.steps,
+        data=(f"{name}/mh/low_dim_v15.hdf5", *base.data),
+        url=f"{URL}/{name}/mh/low_dim_v15.hdf5",
+        observations=partial(observations, own),
+        actions=partial(actions, own),
+        render=partial(render, own) if image else None,
+        export=partial(exported, own),
+        limits={},
+        stage2=stage2(online.steps, online.T_a),
+        paper={},
     )
 
 
@@ -505,3 +379,4 @@ TASKS = [
     for image in (False, True)
     for name in SCENES
 ]
+TASKS += [online_task(name, image) for image in (False, True) for name in ONLINE]

@@ -19,7 +19,7 @@ An action (14) is a target for proprio: where the joints and grippers shall be a
 later. The targets go there evenly, at 500 Hz, and the arms' servos follow them. Joint targets are
 what an arm is sent in the end. So nothing on the way from a policy to the arms has to solve
 inverse kinematics, which has several solutions or none, and limits of joints and speed can be
-checked as they are (note N1).
+checked as they are (note 52).
 
 Data: an npz that experts.py recorded by the scripts of experts_ur5.py, with "state", "action",
 "qpos" (the twin's positions, from which pictures are drawn) and "episode_ends"; one file serves

@@ -9,7 +9,7 @@
   arm.close()
 
 Each arm has a child process of its own, in which ur_rtde lives: that client may crash when a
-connection breaks (note N1). The child reads the plan at the arm's own rate, at absolute times, and
+connection breaks (note 53). The child reads the plan at the arm's own rate, at absolute times, and
 sends joint targets (servoJ). Its state comes back through shared memory, whose reader sees either
 all of a state or none.
 

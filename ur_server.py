@@ -23,9 +23,9 @@ import time
 
 import numpy as np
 
-from commands import BadInput, Parser, cli
+from commands import BadInput, Parser, check_seed, cli
 from twin import Twin, rotvec
-from twin_model import BASES, HOME
+from twin_model import BASES, HOME, SCENES
 from ur_controller import TIMESTEP, Controller, Lag
 from ur_wire import GRIPPER, PORTS, RTDE, VERSIONS, Connection
 
@@ -98,10 +98,11 @@ class Server:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind((self.hosts[i], port))
-            except OSError as e:
+            except (OSError, TypeError, ValueError) as e:  # the last two of what is no address
+                reason = getattr(e, "strerror", "no address")
                 raise BadInput(
-                    f"{self.hosts[i]} port {port} cannot be opened ({e.strerror}): stop the "
-                    f"program that uses it, or give other --hosts"
+                    f"{self.hosts[i]} port {port} cannot be opened ({reason}): stop the program "
+                    f"that uses it, or give other --hosts"
                 ) from e
             sock.listen()
             sock.setblocking(False)
@@ -334,14 +335,16 @@ class ServerProcess:
 
 
 def parse(argv=None):
-    """The flags."""
+    """The flags. Raises BadInput."""
     ap = Parser(__doc__, examples=EXAMPLES)
     ap.epilog = f"{HELP}\n\n{ap.epilog}"
-    ap.add_argument("--task", help="the twin with the things of this task, such as ur5-lift")
+    ap.add_argument("--task", choices=SCENES, help="the twin, with the things of this task")
     ap.add_argument("--seed", type=int, default=0, help="where the things are")
     ap.add_argument("--rate", type=int, choices=VERSIONS, default=500, help=RATE_HELP)
     ap.add_argument("--hosts", nargs=2, default=HOSTS, help="the arms' addresses on this machine")
-    return ap.parse_args(argv)
+    args = ap.parse_args(argv)
+    check_seed(args, "seed")
+    return args
 
 
 def main():

@@ -38,6 +38,7 @@ import reproduce
 import runs
 import seen
 import toy
+import ur_server
 from conftest import write_demos
 from files import load_torch, save_torch
 from formats import save_npz
@@ -63,6 +64,7 @@ for module in (
     runs,
     seen,
     toy,
+    ur_server,
 ):
     COMMANDS[f"{module.__name__}.py"] = module.main
 
@@ -129,6 +131,7 @@ def broken(at):
     with h5py.File(at / "can.hdf5", "w") as file:
         file["data/demo_0/actions"] = np.zeros((9, 7))
         file["data/demo_0/states"] = np.zeros((9, 71))
+        file["mask/valid"] = file["mask/20_percent"] = np.array([b"demo_0"])
         file["data"].attrs["env_args"] = '{"env_name": "PickPlaceCan"}'
     pictures = np.full((20, 8, 8, 3), 0.5, "f4")
     save_npz(at / "fractions.npz", keypoint=pictures, state=np.zeros((20, 5)))

@@ -73,7 +73,8 @@ def test_every_task_of_every_suite_is_there():
     assert len(TASKS) == sum(len(suite.TASKS) for suite in envs.SUITES)
     for name, task in TASKS.items():
         assert task.name == name
-        assert task.score in ("max", "sum", "success", "held")
+        assert task.score in ("max", "sum", "success", "held", "stages")
+        assert (task.score == "stages") == (task.stages > 0)
         assert task.env is not None
         assert task.needs
         assert task.steps > 0
@@ -417,6 +418,29 @@ def test_scores_by_the_task(score, wanted):
     assert sims.step(moves([0, 0])).scores.tolist() == [0]  # nothing is left of the last episode
     done = sims.step(moves([4, 0]))
     assert done.scores.tolist() == [1 if score in ("success", "held") else 4]
+
+
+class Staged(Line):
+    """Its stages are how often 1 was passed, which is told of the moment alone."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, {**info, "stages": int(self.moved)}
+
+
+STAGED = replace(LINE, env=Staged, score="stages", stages=2, steps=4)
+
+
+def test_stages_are_kept_and_make_the_score():
+    """A stage that was reached stays reached within its episode; more than there are do not count.
+
+    The critic is told of them, since they cannot be lost again.
+    """
+    sims = Simulators(STAGED, 2, T_o=1, T_a=2, workers=False)
+    sims.step(moves([1, -1], [2.5, 0]))
+    np.testing.assert_array_equal(sims.progress(), [[0.5, 0.5], [0.5, 1]])
+    assert sims.step(moves([0, 0], [4, 0])).scores.tolist() == [0.5, 1]
+    np.testing.assert_array_equal(sims.progress(), [[0, 0], [0, 0]])
 
 
 def test_training_seeds_are_their_own():

@@ -124,6 +124,72 @@ def test_line(rollouts):
     assert "success" not in line(result)
 
 
+STAGED = replace(SHORT, score="stages", stages=2, mode=lambda states: [None, "b", "b", "a"][states])
+
+
+@pytest.fixture
+def staged(monkeypatch):
+    """Four episodes, which reach none, one, two and two of two stages, at no cost."""
+    reached = np.array([[False, False], [True, False], [True, True], [True, True]])
+    known = rolled(success=reached[:, 1], stages=reached, simulator_s=0.0, network_s=np.ones(1))
+    known.path = lambda e: e
+    seen = []
+
+    def fake(policy, task, seeds, **kw):
+        seen.append((list(seeds), kw))
+        return known
+
+    monkeypatch.setattr(module, "rollout", fake)
+    return seen
+
+
+def test_stages(staged):
+    """p1 and p2 are shares of the episodes, and the score is their mean, each with its interval."""
+    result, _ = evaluate(None, STAGED, 4)
+    assert (result["p1"], result["p2"], result["score"]) == (0.75, 0.5, 0.625)
+    assert result["scores"] == [0, 0.5, 1, 1]
+    assert result["p2_95"] == bootstrap(np.array([0.0, 0, 1, 1]))
+    assert staged == [([100000, 100001, 100002, 100003], {"record": True})]
+    shown = line(result)
+    assert shown.startswith("score 0.625 [")
+    assert "p1 0.75 [" in shown and "p2 0.50 [0.00, 1.00]" in shown
+    assert "success" not in shown  # it is p2
+
+
+def test_modes(staged):
+    """Shares are of all episodes, the entropy is of those that took a mode."""
+    result, _ = evaluate(None, STAGED, 4, start_seed=7, one_start=True)
+    assert staged[-1][0] == [7, 7, 7, 7]
+    assert list(result["modes"].items()) == [("b", 0.5), ("none", 0.25), ("a", 0.25)]
+    assert result["mode_entropy"] == pytest.approx(np.log2(3) - 2 / 3)
+    assert "modes b 0.50, none 0.25, a 0.25 (0.92 bits)" in line(result)
+    assert json.loads(json.dumps(result))["mode_of"] == [None, "b", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "modes, bits",
+    [([None], 0), (["a"] * 3, 0), (["a", "b"], 1), ("abcd", 2), (["a", None, "b"], 1)],
+)
+def test_entropy_of_modes(modes, bits):
+    entropy = module.told_of_modes(modes)["mode_entropy"]
+    assert (entropy, str(entropy)[0] == "-") == (bits, False)
+
+
+def test_the_path_of_an_episode():
+    """It ends with the state after the last action, which a recording before actions lacks."""
+    p = policy()
+    p.set_executed(8)
+    r = rollout(p, SHORT, SEEDS, record=True, workers=False)
+    path = r.path(1)
+    assert path.shape == (21, 5)
+    np.testing.assert_array_equal(path[:-1], r.states[1, :20])
+    env = PushT()
+    env.reset(seed=SEEDS[1])
+    for action in r.actions[1, :20]:
+        info = env.step(action)[-1]
+    np.testing.assert_array_equal(path[-1], info["state"])
+
+
 def test_smoothness_by_hand():
     """Positions t^3 have the third difference 6, straight ones 0.
 

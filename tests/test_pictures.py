@@ -356,6 +356,50 @@ def test_robomimic(tmp_path):
     assert mapped(tmp_path / "x.hdf5.hand.pictures", (15, 16, 16, 3)).sum() == wanted["hand"].sum()
 
 
+def test_filters_of_robomimic(tmp_path):
+    """They choose demonstrations, in the order of their numbers; pictures have their own cache."""
+    path = tmp_path / "x.hdf5"
+    wanted = write_robomimic(path, (5, 0, 7, 3))
+    with h5py.File(path, "r+") as f:
+        f["mask/some"] = np.array([b"demo_15", b"demo_0"])
+    whole = read(path)
+    some = read(path, filter_key="some")
+    rows = np.r_[0:5, 12:15]
+    for name in ("state", "action", "front"):
+        np.testing.assert_array_equal(whole[name], wanted[name])
+        np.testing.assert_array_equal(some[name], wanted[name][rows])
+    assert some["episode_ends"].tolist() == [5, 8]
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("no", None, ["has no filter no: it has x"]),
+        ("../data", None, ["has no filter ../data: it has x"]),
+        ("x", np.array([b"demo_3"]), ["/mask/x lists demonstrations that are not there: demo_3"]),
+        ("x", np.array([b"demo_0" + b"0" * 100]), ["is no list of demonstrations' names"]),
+        ("x", np.array([[b"demo_0"]]), ["is no list of demonstrations' names"]),
+        ("x", np.array([0]), ["/mask/x is refused: dtype int64"]),
+        ("x", np.array([], "S6"), ["lists no demonstration"]),
+        ("x", h5py.SoftLink("/data/demo_0/actions"), ["/mask/x is refused: it is a link"]),
+    ],
+)
+def test_bad_filters(tmp_path, name, value, words):
+    path = tmp_path / "x.hdf5"
+    write_robomimic(path, (5, 7))
+    with h5py.File(path, "r+") as f:
+        f["mask/x"] = np.array([b"demo_0"]) if value is None else value
+    refused(lambda: read(path, filter_key=name), "x.hdf5", *words)
+
+
+def test_files_without_filters(tmp_path):
+    write_robomimic(tmp_path / "x.hdf5", (5, 7))
+    refused(lambda: read(tmp_path / "x.hdf5", filter_key="train"), "no filter train: it has none")
+    write(tmp_path / "x.npz", film(3))
+    words = "--filter: ", "x.npz is no HDF5 file of robomimic, which alone has filters"
+    refused(lambda: read(tmp_path / "x.npz", filter_key="train"), *words)
+
+
 def without(name):
     """A change of a file: something is deleted."""
 

@@ -14,12 +14,12 @@ import pytest
 
 from conftest import ROOT
 
-PAGES = ("README.md", "READING.md", "NOTES.md", "DATA.md", "RESULTS.md")
+PAGES = ("README.md", "READING.md", "ROBOT.md", "NOTES.md", "DATA.md", "RESULTS.md")
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 README = TEXT["README.md"]
 LIMIT = 10_240  # bytes of the README
 SOURCES = {path.name: path.read_text() for path in ROOT.glob("*.py")}
-SUBCOMMANDS = ("reproduce.py", "data.py", "bench.py")
+SUBCOMMANDS = ("reproduce.py", "data.py", "bench.py", "realrobot.py")
 
 
 def section(title):

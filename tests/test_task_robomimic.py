@@ -22,16 +22,20 @@ from envs import TASKS, make_env, make_vec
 from evaluate import rollout
 from formats import read, save_npz
 from policy import Normalizer, Policy, data_ranges
-from robomimic import env_args
+from recorded_robomimic import FLAGS, poses_of_15, proprio_names, seen_from_hand, sizes_of
+from robomimic_env import replayed, replayer
+from robomimic_format import env_args
 from robosuite_env import (
     SCENES,
     axis_angle_to_rot6d,
     delta_to_rot6d,
     from_rot6d,
+    package,
     rot6d_to_axis_angle,
+    settings,
     to_rot6d,
 )
-from task_robomimic import proprio_names, reordered, seen_from_hand
+from task_robomimic import cameras_of
 from test_formats import refused
 
 LIFT = TASKS["lift"]
@@ -211,7 +215,7 @@ def test_observations_are_those_of_robosuite(can):
     can.reset(seed=SEED + 1)
     again, _ = can.reset(options={"state": info["state"]})
     np.testing.assert_array_equal(again["state"], obs["state"])
-    refused(lambda: can.reset(options={"state": np.zeros(5)}), "(5,)", "can-delta, which has 71")
+    refused(lambda: can.reset(options={"state": np.zeros(5)}), "(5,)", "not of can, which has 71")
 
 
 @pytest.mark.parametrize("form", ["action", "delta"])
@@ -309,6 +313,8 @@ def made_up(scene, n=30, seed=0):
         obs[f"robot{i}_eef_quat"] = turn.as_quat()
         obs[f"robot{i}_gripper_qpos"] = rng.normal(size=(n, 2))
     objects = rng.normal(size=(n, SCENES[scene].n_object))
+    if scene == "transport":
+        objects[:, FLAGS] = rng.integers(0, 2, (n, 2))
     for first in SCENES[scene].quaternions:
         objects[:, first : first + 4] = Rotation.random(n, random_state=first).as_quat()
     hand = [obs["robot0_eef_pos"], obs["robot0_eef_quat"]]
@@ -326,6 +332,9 @@ def older(scene, objects):
         for first in range(0, made.shape[1] - 13, 14):
             blocks = [objects[:, first + 7 : first + 14], objects[:, first : first + 7]]
             made[:, first : first + 14] = np.concatenate(blocks, 1)
+    if scene == "transport":
+        made[:, 27:39] = objects[:, 29:41]
+        made[:, 39:41] = objects[:, 27:29]
     return made
 
 
@@ -367,8 +376,8 @@ def test_the_order_of_poses_is_found_where_what_is_seen_lags():
     objects = arrays["obs/object"].copy()
     objects[:, :3] += 0.01
     hand = arrays["obs/robot0_eef_pos"]
-    np.testing.assert_array_equal(reordered(objects, hand), objects)
-    np.testing.assert_array_equal(reordered(older("square", objects), hand), objects)
+    np.testing.assert_array_equal(poses_of_15(objects, hand), objects)
+    np.testing.assert_array_equal(poses_of_15(older("square", objects), hand), objects)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +475,232 @@ def test_pictures_are_drawn_of_what_was_recorded(tmp_path, demonstration, states
     np.testing.assert_array_equal(other["agentview"], loaded["agentview"])
     small = {**first, "qpos": first["qpos"][:, :9]}
     save_npz(tmp_path / "bad.npz", **small, episode_ends=np.array([5]))
-    refused(lambda: data.load(task, tmp_path / "bad.npz"), "(5, 9) cannot be drawn", "16")
+    refused(lambda: data.load(task, tmp_path / "bad.npz"), "(5, 9) do not fit", "16")
+
+
+@pytest.mark.parametrize("name, variety", [("lift", 0.0), ("can", 0.5)])
+def test_the_shipped_demonstrations_are_made_again(request, name, variety):
+    """To the bit, by the commands in DATA.md: here the first of each."""
+    env = request.getfixturevalue(name)
+    shipped = read(ROOT / "demos" / f"{name}.npz")
+    made = TASKS[name].expert(env, int(shipped["start_seed"][0]), variety=variety)
+    for array, a in made.items():
+        np.testing.assert_array_equal(shipped[array][: shipped["episode_ends"][0]], a.astype("f4"))
+
+
+# ---- a simulator of each episode -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other():
+    """robosuite's lift with a cube of another size."""
+    needs_robosuite()
+    before = np.random.get_state()
+    np.random.seed(5)
+    kwargs = {"has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False}
+    env = package("lift").make("Lift", **settings("lift"), **kwargs, hard_reset=False)
+    env.reset()
+    np.random.set_state(before)
+    return env
+
+
+def with_models(path, states, text, delta):
+    """A file of states alone, in two episodes of which the second is of another simulator."""
+    arrays = {"actions": delta, "states": states}
+    write_file(path, arrays, made_in(), [2, len(states) - 2])
+    with h5py.File(path, "a") as f:
+        f["data/demo_0"].attrs["model_file"] = TASKS["lift"].env().raw.model.get_xml()
+        f["data/demo_1"].attrs["model_file"] = text
+    return path
+
+
+def test_each_episode_has_the_sizes_of_its_own_simulator(
+    tmp_path, other, demonstration, states, opengl
+):
+    """Pictures are those of the other simulator; afterwards the sizes are as they were."""
+    from renderer import Renderer
+
+    own = sizes_of(replayer("lift").model)
+    theirs = sizes_of(other.sim.model._model)
+    assert (own["geom_size"] != theirs["geom_size"]).any()
+    task = TASKS["lift-image"]
+    text = other.sim.model.get_xml()
+    path = with_models(tmp_path / "x.hdf5", states[-4:], text, demonstration["delta"][-4:])
+    found = data.load(task, path).obs["robot0_eye_in_hand"]
+    draws = [
+        Renderer(model, {"robot0_eye_in_hand": 84}, groups=(1, 2))
+        for model in (replayer("lift").model, other.sim.model._model)
+    ]
+    for row, state in enumerate(states[-4:]):
+        mine, other_one = (r.draw(state[1:17], "robot0_eye_in_hand").astype(int) for r in draws)
+        assert np.abs(mine - other_one).max() > 20
+        wanted = mine if row < 2 else other_one
+        assert np.abs(found[row] - wanted).mean() < 0.05
+    for name, array in sizes_of(replayer("lift", *cameras_of("lift-image")).model).items():
+        np.testing.assert_array_equal(array, own[name])
+
+
+def test_sizes_from_a_text_are_those_that_robosuite_compiles(lift, other):
+    for text in (other.sim.model.get_xml(), other.model.get_xml()):
+        lift.resize(text.encode())
+        for name, array in sizes_of(other.sim.model._model).items():
+            np.testing.assert_allclose(sizes_of(lift.model)[name], array, atol=1e-6)
+    lift.resize(None)
+
+
+BOMB = (
+    '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+    '<x><geom name="&b;"/></x>'
+)
+CUBE = '<x><geom name="cube_g0" {} /><geom name="cube_g0_vis" size="0.02 0.02 0.02" /></x>'
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("nonsense", "model_file is no XML: syntax error"),
+        (BOMB, "model_file is no XML: it declares types"),
+        ("<x />", "does not tell of cube_g0: it is not of this scene"),
+        (CUBE.format('size="0.02 0.02 nan"'), "size of cube_g0 is 0.02 0.02 nan"),
+        (CUBE.format('size="0.02 0.02 x"'), "size of cube_g0 is 0.02 0.02 x"),
+        (CUBE.format('size="0.02 0.02"'), "cube_g0 of size [0.02 0.02 0."),
+        (CUBE.format('size="0.02 0.02 0.2"'), "cube_g0 of size [0.02 0.02 0.2 ]"),
+        (CUBE.format('size="0.02 0.02 0.02" pos="0 0 9"'), "at [0. 0. 9.], in metres"),
+        (CUBE.format('size="1 1 1 1"'), "size of cube_g0 is 1 1 1 1"),
+    ],
+)
+def test_a_text_that_is_no_such_simulator(lift, text, words):
+    refused(lambda: lift.resize(text.encode()), words)
+    lift.resize(None)
+
+
+def test_a_text_that_is_none(tmp_path, demonstration, states):
+    path = with_models(tmp_path / "x.hdf5", states[:4], "nonsense", demonstration["delta"][:4])
+    refused(lambda: data.load(LIFT, path), "x.hdf5", "model_file is no XML")
+    with h5py.File(path, "a") as f:
+        f["data/demo_0"].attrs["model_file"] = np.arange(3)
+    refused(lambda: data.load(LIFT, path), "model_file of a demonstration is no text")
+    with h5py.File(path, "a") as f:
+        del f["data/demo_0"].attrs["model_file"]
+    data.load(LIFT, path)  # not known of all: as if of none
+
+
+# ---- files for robomimic -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The path of the first three shipped demonstrations of lift, written for robomimic."""
+    needs_robosuite()
+    folder = tmp_path_factory.mktemp("robomimic")
+    shipped = read(ROOT / "demos/lift.npz")
+    n = shipped["episode_ends"][2]
+    few = {
+        name: a[:3] if name in ("episode_ends", "start_seed") else a[:n]
+        for name, a in shipped.items()
+    }
+    save_npz(folder / "few.npz", **few)
+    data.export(LIFT, folder / "few.npz", folder / "few.hdf5")
+    return folder / "few.hdf5"
+
+
+@pytest.mark.parametrize("name", ["lift", "lift-delta"])
+def test_what_is_written_for_robomimic_is_read_again(exported, name):
+    task = TASKS[name]
+    was = data.load(task, exported.with_suffix(".npz"))
+    found = data.load(task, exported)
+    np.testing.assert_allclose(found.obs["state"], was.obs["state"], atol=1e-6)
+    np.testing.assert_allclose(found.action, was.action, atol=1e-6)
+    assert found.ends.tolist() == was.ends.tolist()
+    assert data.load(task, exported, filter_key="train").ends.tolist() == was.ends[:2].tolist()
+    assert (
+        data.load(task, exported, filter_key="valid").lengths.tolist() == was.lengths[2:].tolist()
+    )
+    words = "has no filter 20_percent: it has train, valid"
+    refused(lambda: data.load(task, exported, filter_key="20_percent"), words)
+    refused(lambda: data.export(task, exported.with_suffix(".npz"), exported), "exists: name a new")
+
+
+def test_states_for_robomimic_give_the_observations(exported):
+    """They are the simulator's, begin at rest, and their velocities are those of the motion."""
+    arrays = read(exported)
+    states = arrays["states"]
+    ends = arrays["episode_ends"]
+    told = replayed("lift", {"states": states[: ends[0]]})
+    hand = arrays["robot0_eef_pos"][: ends[0]]
+    np.testing.assert_allclose(told["robot0_eef_pos"], hand, atol=1e-6)
+    for first in (0, *ends[:-1]):
+        assert states[first, 0] == 0 and (states[first, 17:] == 0).all()
+    moved = np.diff(states[: ends[0], 1:8], axis=0) * 20  # the arm's joints
+    np.testing.assert_allclose(states[1 : ends[0], 17:24], moved, atol=1e-4)
+
+
+def test_robomimic_opens_what_is_written_for_it(exported):
+    pytest.importorskip(
+        "robomimic", reason="robomimic is not installed: pip install --no-deps robomimic"
+    )
+    from robomimic.utils import obs_utils
+    from robomimic.utils.dataset import SequenceDataset
+
+    names = ["object", *proprio_names("lift")]
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": names, "rgb": []}})
+    keys = ("actions", "actions_abs", "rewards", "dones", "states")
+    kwargs = {"obs_keys": names, "dataset_keys": keys, "seq_length": 4}
+    every, train, valid = (
+        SequenceDataset(str(exported), filter_by_attribute=key, hdf5_cache_mode="all", **kwargs)
+        for key in (None, "train", "valid")
+    )
+    assert (every.n_demos, train.n_demos, valid.n_demos) == (3, 2, 1)
+    arrays = read(exported)
+    window = every[5]
+    np.testing.assert_allclose(window["actions"], arrays["action"][5:9], atol=1e-6)
+    np.testing.assert_allclose(window["obs"]["object"], arrays["object"][5:9], atol=1e-6)
+    np.testing.assert_allclose(window["next_obs"]["object"], arrays["object"][6:10], atol=1e-6)
+    goal = axis_angle_to_rot6d(window["actions_abs"])
+    shipped = read(ROOT / "demos/lift.npz", ["action"])["action"]
+    np.testing.assert_allclose(goal, shipped[5:9], atol=1e-5)
+    assert every[len(every) - 1]["rewards"][0] == every[len(every) - 1]["dones"][0] == 1
+
+
+def test_another_task_is_not_written_for_robomimic(tmp_path):
+    path = ROOT / "demos/pusht.npz"
+    words = "robomimic has no environment of pusht"
+    refused(lambda: data.export(TASKS["pusht"], path, tmp_path / "x.hdf5"), words)
+
+
+# ---- the protocol of DPPO and ReinFlow -----------------------------------------------------------
+
+
+def test_success_does_not_end_an_episode_online(demonstration):
+    """Each step at success is worth 1."""
+    env = make_env(TASKS["lift-online"])
+    env.reset(seed=SEED)
+    up = np.array([0, 0, 1, 0, 0, 0, 1.0])
+    rewards = []
+    for action in (*demonstration["delta"], up, up):
+        _, reward, terminated, truncated, info = env.step(action)
+        assert not terminated and not truncated and info["is_success"] == (reward == 1)
+        rewards.append(reward)
+    assert rewards == [0] * (len(demonstration["delta"]) - 1) + [1, 1, 1]
+
+
+def test_the_tasks_online():
+    for name, steps, T_a, cameras in (
+        ("lift", 300, 4, 1),
+        ("can", 300, 4, 1),
+        ("square", 400, 4, 1),
+        ("transport", 800, 8, 2),
+    ):
+        numbers = TASKS[f"{name}-online"]
+        pictures = TASKS[f"{name}-image-online"]
+        for task in (numbers, pictures):
+            assert (task.steps, task.T_o, task.T_p, task.T_a) == (steps, 1, T_a, T_a)
+            assert task.D_a == TASKS[f"{name}-delta"].D_a
+            assert task.stage2["gamma"] == 0.999
+            assert task.stage2["num_steps"] * T_a == 2 * steps
+        seen = [shape for shape in pictures.obs.values() if len(shape) == 3]
+        assert seen == [(96, 96, 3)] * cameras and set(pictures.crop.values()) == {88}
+    assert "tool-hang-online" not in TASKS
 
 
 def test_robosuite_does_not_choose_opengl_for_others():
