@@ -508,8 +508,12 @@ def replay(args):
     """Move the arms through a recorded episode, slowly, after a check of its limits."""
     from envs import task_named
     from formats import read
+    from lerobot_format import is_lerobot, read_info
     from robot_switch import switch
 
+    if is_lerobot(args.file) and read_info(args.file).fps != args.action_hz:
+        hz = read_info(args.file).fps
+        raise BadInput(f"{args.file} was recorded at {hz:g} Hz: give --action-hz {hz:g}")
     recorded = read(args.file, ["action", "episode_ends"])
     if "action" not in recorded or recorded["action"].ndim != 2:
         raise BadInput(f"{args.file} has no actions: pass a folder that `record` wrote")
@@ -568,6 +572,8 @@ def record(args):
     if args.by == "expert":
         if args.robot == "ur5":
             raise BadInput("the scripted expert knows only the twin: give --by keyboard")
+        if args.action_hz != RATE:
+            raise BadInput(f"the scripted expert acts at {RATE} Hz: leave --action-hz out")
         return robot_record.by_expert(task, args)
     with keys() as typed, connected(args, task, task.specs) as (arms, cameras, _):
         cell = read_cell(args.cell)

@@ -107,7 +107,7 @@ def by_keyboard(task, args, arms, cameras, cell, typed, go_home):
     print(f"{args.out}: {kept} episodes")
 
 
-def teleoperated(task, hz, arms, cameras, cell, typed, sleep=time.sleep):
+def teleoperated(task, hz, arms, cameras, cell, typed, clock=time.monotonic, sleep=time.sleep):
     """One episode {name: (L, ...)}: {} if it was thrown away, None at the end of all.
 
     Each step records what is seen and then the target that is sent, as in training.
@@ -117,7 +117,7 @@ def teleoperated(task, hz, arms, cameras, cell, typed, sleep=time.sleep):
     steps = []
     arm = 0
     while True:
-        begun = time.monotonic()
+        begun = clock()
         states = [a.state() for a in arms]
         for state in states:
             if state.fault:
@@ -144,7 +144,7 @@ def teleoperated(task, hz, arms, cameras, cell, typed, sleep=time.sleep):
         steps.append({**frames, "proprio": measured, "action": goal.ravel().copy()})
         for i, a in enumerate(arms):
             a.plan(times, goal[None, i, :6], goal[None, i, 6])
-        sleep(max(0, begun + 1 / hz - time.monotonic()))
+        sleep(max(0, begun + 1 / hz - clock()))
 
 
 def ended(key, steps):

@@ -243,6 +243,7 @@ def broken_lerobot(at):
         "v21": {"codebase_version": "v2.1"},
         "outside": {"data_path": "../{file_index}"},
         "no-file": {},
+        "rate": {"fps": 20},
     }.items():
         lerobot_writer.write(at / f"{name}.lerobot", [episode], {"state": (11,)}, 10, "run")
         path = at / f"{name}.lerobot/meta/info.json"

@@ -4,17 +4,20 @@ The arms are ur5.FakeArm: the servo, the plan and the faults are the real ones.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import data
+import envs
 import realrobot
 from commands import BadInput
 from realrobot import ARM, D_A, Loop, ensembled, go_home, move, schedule
 from robot_cameras import Cameras, recorded
 from robot_log import COLUMNS, Log
-from robot_record import pushed
+from robot_record import pushed, teleoperated
 from robot_switch import Pedal, Space
 from safety import GO, HOLD, STOP, Cell, Patience, Refused, skeleton
 from ur5 import FakeArm
@@ -456,6 +459,52 @@ def test_a_key_moves_the_tool():
     after = skeleton(pushed(q, 0, (0.01, 0, 0, 0), CELL), 0, CELL)[-1]
     assert np.allclose(after - before, [0.01, 0, 0], atol=2e-3)
     assert pushed(q, 0, (0, 0, 0, 0.05), CELL)[5] == pytest.approx(q[5] + 0.05)
+
+
+def test_a_person_records_by_keys(setup):
+    """Three pushes of the left tool forward, a closed gripper of the right arm, and the end."""
+    task = SimpleNamespace(obs={"front": (8, 8, 3), "proprio": (D_A,)})
+    keys = iter(["w", "w", "w\tg", "", "", "\n"])
+
+    def sleep(seconds):
+        setup.advance(seconds)
+
+    how = {"clock": setup.clock, "sleep": sleep}
+    rest = (task, 10, setup.arms, setup.cameras, CELL)
+    before = skeleton(setup.targets()[0, :6], 0, CELL)[-1]
+    episode = teleoperated(*rest, lambda: next(keys), **how)
+    after = skeleton(setup.targets()[0, :6], 0, CELL)[-1]
+    assert {name: a.shape for name, a in episode.items()} == {
+        "front": (5, 8, 8, 3),
+        "proprio": (5, D_A),
+        "action": (5, D_A),
+    }
+    assert np.allclose(after - before, [0.03, 0, 0], atol=4e-3)
+    assert episode["action"][:, 13].tolist() == [0, 0, 1, 1, 1]
+    assert teleoperated(*rest, lambda: "\b", **how) == {}
+    assert teleoperated(*rest, lambda: "x", **how) is None
+    setup.arms[1].controller.protective()
+    with pytest.raises(Refused, match="protective stop"):
+        teleoperated(*rest, lambda: "w", **how)
+
+
+def test_a_recording_goes_on_and_trains_and_replays(tmp_path, monkeypatch, capsys):
+    """The second call adds an episode, and leaves the first as it was; a checkpoint can read it."""
+    out = tmp_path / "recorded"
+    kept = []
+    for episodes in ("1", "2"):
+        flags = ["--task", "ur5-lift-state", "--episodes", episodes, "--out", str(out)]
+        monkeypatch.setattr("sys.argv", ["realrobot.py", "record", *flags])
+        realrobot.main()
+        kept.append(data.load(envs.TASKS["ur5-lift-state"], out))
+    assert [len(episodes) for episodes in kept] == [1, 2]
+    n = kept[0].ends[0]
+    assert np.array_equal(kept[1].action[:n], kept[0].action)
+    assert not np.array_equal(kept[1].action[n], kept[0].action[0])
+    flags = [str(out), "--episode", "1", "--only-check"]
+    monkeypatch.setattr("sys.argv", ["realrobot.py", "replay", *flags])
+    realrobot.main()
+    assert "keep all limits" in capsys.readouterr().out
 
 
 def test_patience_is_as_the_docs_say():
