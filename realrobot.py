@@ -171,7 +171,7 @@ class Loop:
         """Observations {name: (1, T_o, ...)} and the time of the newest: that of the arms' states.
 
         At each of the T_o times, dt apart, a frame is the one that was captured nearest to it, and
-        the arms are where they were then.
+        the arms are where they were then (note 55).
         """
         t_obs = min(state.t for state in states)
         if not self.history or t_obs > self.history[-1][0]:
@@ -196,7 +196,7 @@ class Loop:
         """One network evaluation: a chunk (T_p, D_a).
 
         Its latent stays for T_a steps: another one may lead another way around an obstacle, and the
-        arms would dither between the two.
+        arms would dither between the two (note 54).
         """
         if t_obs >= self.z_until:
             self.z = self.policy.z_scale * self.policy.latent(1, generator=self.generator)

@@ -70,7 +70,7 @@ class Patience:
 
     frame: float = 2 / 30  # a camera's newest frame: two frames at 30 Hz
     # An arm's newest state. Three periods of a servo at 125 Hz are half of it, but without a
-    # real-time system a process waits that long for its turn.
+    # real-time system a process waits that long for its turn (note 56).
     state: float = 0.05
     late: float = 0.0  # the next chunk, after the plan's end, where the arms hold by themselves
     held: float = 0.5  # a hold, before it becomes a stop
@@ -202,7 +202,7 @@ def limited(times, points, now, here, speed, cell):
     times (n,): when the arms shall be at points (n, 2, 7). here (2, 7): where the plan is now;
     speed (2, 6): how fast it goes. Joints, grippers, speeds and accelerations are clipped; before a
     point that is a little beyond a limit of space the chunk ends, and the arms hold there. Beyond a
-    limit of space they may move only inward. Raises Refused if a violation is large.
+    limit of space they may move only inward (note 57). Raises Refused if a violation is large.
     """
     clipped = []
     points = np.array(points, float)
