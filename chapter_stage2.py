@@ -22,6 +22,8 @@ STAGE2_WORDS = {
     "hopper-no-anchor": "the same, without the anchor",
     "walker2d-anchor": "Walker2d, 6000 steps of Stage 1",
     "walker2d-no-anchor": "the same, without the anchor",
+    "pusht-shipped-falling": "as the first, but noise that falls to 0.3 and `--smooth 1`",
+    "pusht-early-falling": "as the early one, but noise that falls to 0.3 and `--smooth 1`",
 }
 
 WHITE_WORDS = {

@@ -357,14 +357,17 @@ STAGE2_KEYS = ("setting", "seed", "episodes", "start_seed")
 
 NO_ANCHOR = ("--anchor", 0)
 WHITE = "its noise was white and of a size set by hand, its reward another"
+FALLING = "its noise fell to 0.3 of what it was, and the motion cost more (--smooth 1)"
 
 
-def pusht_stage2(of, *, steps, anchor=True, white=False, stage1=(), stage1_seed=None):
+def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=None):
     """Push-T: each seed's policy after `steps` of Stage 1, improved.
 
-    of: the kind of policy. stage1_seed: of the one policy that all seeds begin from.
+    of: the kind of policy. stage1_seed: of the one policy that all seeds begin from. removed: what
+    was otherwise before (WHITE or FALLING), which the name then tells.
     """
-    name = of + ("-white" if white else "") + ("" if anchor else "-no-anchor")
+    before = {"": "", WHITE: "-white", FALLING: "-falling"}[removed]
+    name = of + before + ("" if anchor else "-no-anchor")
     command = f"python reproduce.py stage2 --tasks {of.replace('best', 'shipped')}"
     return Experiment(
         group="stage2",
@@ -378,7 +381,7 @@ def pusht_stage2(of, *, steps, anchor=True, white=False, stage1=(), stage1_seed=
         curve="pusht_dbpo.csv",
         keys=STAGE2_KEYS,
         command=command if anchor else f"{command} --no-anchor",
-        removed=WHITE if white else "",
+        removed=removed,
     )
 
 
@@ -433,9 +436,11 @@ STAGE2 = (
         for task, steps in LOCOMOTION_STEPS.items()
         for anchor in (True, False)
     ),
-    pusht_stage2("pusht-early", steps=2000, white=True),
-    pusht_stage2("pusht-early", steps=2000, anchor=False, white=True),
-    pusht_stage2("pusht-best", steps=8000, white=True),
+    pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=FALLING),
+    pusht_stage2("pusht-early", steps=2000, removed=FALLING),
+    pusht_stage2("pusht-early", steps=2000, removed=WHITE),
+    pusht_stage2("pusht-early", steps=2000, anchor=False, removed=WHITE),
+    pusht_stage2("pusht-best", steps=8000, removed=WHITE),
     *(
         locomotion_stage2(task, steps=steps, anchor=anchor, white=True)
         for task, steps in LOCOMOTION_STEPS.items()

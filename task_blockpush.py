@@ -457,11 +457,12 @@ BLOCKPUSH = Task(
         "num_iterations": 100,
         "minibatch_size": 550,
         "update_epochs": 1,
+        "target_kl": 0.03,
         "gamma": 1.0,
         "gae_lambda": 0.5,
         "critic_lambda": 1.0,
         "anchor": 0.05,
-        "smooth": 1.0,
+        "smooth": 0.3,
     },
     paper={"DBP": 0.43, "Diffusion Policy": 0.24},
 )

@@ -425,11 +425,12 @@ def kitchen_task(name):
             "num_iterations": 100,
             "minibatch_size": 500,
             "update_epochs": 1,
+            "target_kl": 0.03,
             "gamma": 1.0,
             "gae_lambda": 0.5,
             "critic_lambda": 1.0,
             "anchor": 0.05,
-            "smooth": 1.0,
+            "smooth": 0.3,
         },
         paper={"DBP": 1.00, "Diffusion Policy": 1.00},
     )
