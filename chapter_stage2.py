@@ -22,8 +22,8 @@ STAGE2_WORDS = {
     "hopper-no-anchor": "the same, without the anchor",
     "walker2d-anchor": "Walker2d, 6000 steps of Stage 1",
     "walker2d-no-anchor": "the same, without the anchor",
-    "pusht-shipped-falling": "as the first, but noise that falls to 0.3 and `--smooth 1`",
-    "pusht-early-falling": "as the early one, but noise that falls to 0.3 and `--smooth 1`",
+    "pusht-shipped-falling": "first command's, with `--sigma-final 0.3 --smooth 1`",
+    "pusht-early-falling": "early policy, with `--sigma-final 0.3 --smooth 1`",
 }
 
 WHITE_WORDS = {
@@ -89,9 +89,11 @@ def stage2_smooth(results):
         yield paragraph("No run yet.")
         return
     names = [r["setting"].removesuffix("-anchor").removesuffix("-no") for r in own]
+    names = [name.removesuffix("-falling") for name in names]
     kinds = dict.fromkeys(names)
     yield made(f"python reproduce.py stage2 --tasks {' '.join(kinds)}", own) + (
-        " The machine was shared with other runs, so the minutes are too many."
+        " The machine was shared with other runs, so the minutes are too many. Rows that name flags"
+        " were made with these, which were the defaults then."
     )
     yield table(STAGE2_HEAD, stage2_lines(rows, STAGE2_WORDS))
     yield from over_seeds(own)
