@@ -20,7 +20,6 @@ what is broken stops both for good. Nothing is ever reset by itself: a person lo
 
 import startup  # noqa: F401 - first, see there
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -30,6 +29,7 @@ import numpy as np
 from commands import BadInput, Parser, above_zero, check_seed, cli, refuse_flags
 from files import check_folder, check_output
 from robot_log import Log
+from robot_setup import ARM, D_A, RATE, add_robot, connected, fit
 from safety import (
     GO,
     HOLD,
@@ -43,14 +43,9 @@ from safety import (
     violations,
 )
 
-ARMS = ("left", "right")
-ARM = 7  # numbers of an arm in "proprio" and in an action: six joints, the gripper
-D_A = 2 * ARM
-RATE = 10  # actions a second, of the tasks of task_ur5.py
 FIRST = 1.0  # seconds that the first chunk may take
 WATCH = 0.01  # seconds between two looks of the second thread
 ENSEMBLE = 0.01  # the oldest chunk counts most: weights exp(-ENSEMBLE i), i = 0 the oldest
-HOSTS = ("127.0.0.1", "127.0.0.2")  # of the twin
 
 
 # ---- from a chunk to targets ---------------------------------------------------------------------
@@ -365,83 +360,6 @@ def go_home(arms, cell, **how):
         move(arms, way_to(goal, here, cell.home_speed, 0.1), 0.1, cell, **how)
 
 
-# ---- a robot by the flags ------------------------------------------------------------------------
-
-
-def fit(policy, path, robot):
-    """Refuse a policy that does not fit the two arms. Raises BadInput."""
-    specs = policy.specs
-    if policy.D_a != D_A:
-        raise BadInput(
-            f"{path} was trained on {policy.task}, with actions of {policy.D_a} numbers, but two "
-            f"arms take {D_A}: pass a checkpoint of ur5-lift, ur5-can or ur5-transport"
-        )
-    others = [name for name, spec in specs.items() if spec["dtype"] != "uint8"]
-    if others == ["state"] and robot == "twin":
-        return
-    if others != ["proprio"] or specs["proprio"]["shape"] != [D_A]:
-        raise BadInput(
-            f"{path} was trained on {policy.task}, which sees {', '.join(specs)}: --robot {robot} "
-            f"has cameras and proprio ({D_A},)"
-        )
-
-
-@contextlib.contextmanager
-def connected(args, task, specs):
-    """Inside the `with`: (arms, cameras, scene) as the flags say; both arms are stopped at its end.
-
-    scene: a TwinScene of the twin, else None. Raises BadInput where something is missing.
-    """
-    from robot_cameras import Cameras, TwinScene
-    from ur5 import Arm
-
-    with contextlib.ExitStack() as stack:
-        scene = None
-        hosts = args.hosts
-        if args.robot == "twin":
-            from task_ur5 import scene_of
-            from ur_server import ServerProcess
-
-            flags = ("--task", scene_of(task.name), "--seed", args.start_seed)
-            server = stack.enter_context(ServerProcess(*flags, "--rate", args.servo_hz))
-            scene = TwinScene(server, task)
-            hosts = HOSTS
-        arms = [Arm(host, args.servo_hz) for host in hosts]
-        for arm in arms:
-            stack.callback(arm.close)
-            arm.start()
-        for side, arm in zip(ARMS, arms):
-            state = arm.state()
-            if state.fault:
-                raise BadInput(f"{side} arm {arm.host}: {state.fault}: `realrobot.py check` helps")
-        names = [name for name in specs if name != "proprio"]
-        cameras = Cameras(sources(args, names, specs, scene), args.camera_hz)
-        stack.callback(cameras.close)
-        cameras.start()
-        yield arms, cameras, scene
-
-
-def sources(args, names, specs, scene):
-    """{name: source} of the observations that cameras give. Raises BadInput."""
-    from robot_cameras import realsense, recorded
-
-    if args.frames:
-        from formats import read
-
-        arrays = read(args.frames, names)
-        missing = [name for name in names if name not in arrays]
-        if missing:
-            raise BadInput(f"{args.frames} has no frames of {', '.join(missing)}")
-        return {name: recorded(arrays[name]) for name in names}
-    if scene:
-        return {name: scene.source(name) for name in names}
-    serials = dict(pair.split("=", 1) for pair in args.cameras if "=" in pair)
-    missing = [name for name in names if name not in serials]
-    if missing:
-        raise BadInput(f"no camera for {', '.join(missing)}: give --cameras NAME=SERIAL for each")
-    return {name: realsense(serials[name], specs[name]["shape"], args.camera_hz) for name in names}
-
-
 # ---- the commands --------------------------------------------------------------------------------
 
 
@@ -596,31 +514,6 @@ def check(args):
 
 
 COMMANDS = {"check": check, "record": record, "run": run, "replay": replay}
-
-
-def add_robot(c, robot="twin"):
-    """Add the flags that say which arms and cameras."""
-    c.add_argument(
-        "--robot", choices=("twin", "ur5"), default=robot, help="the simulated arms, or real ones"
-    )
-    c.add_argument("--hosts", nargs=2, metavar="HOST", help="addresses of the left and right arm")
-    c.add_argument("--servo-hz", type=int, choices=(125, 500), default=500, help="CB3: 125")
-    c.add_argument("--action-hz", type=float, default=RATE, help="actions a second, as recorded")
-    c.add_argument("--camera-hz", type=float, default=30, help="frames a second")
-    c.add_argument(
-        "--cameras", nargs="+", default=[], metavar="NAME=SERIAL", help="RealSense cameras"
-    )
-    c.add_argument(
-        "--frames", metavar="FILE", help="recorded frames instead of cameras, for timing"
-    )
-    c.add_argument("--cell", metavar="JSON", help="limits and places of the arms: see ROBOT.md")
-    c.add_argument("--start-seed", type=int, default=100_000, help="where the twin's things are")
-    c.add_argument(
-        "--switch",
-        metavar="HOW",
-        help="the operator's dead-man switch: keyboard, none, or a pedal's /dev/input/eventN; "
-        "keyboard for ur5 and none for the twin if not given",
-    )
 
 
 def parse(argv=None):

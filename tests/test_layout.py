@@ -58,6 +58,7 @@ FLOORS = (
         "dbpo_flags",
         "robot_record",
         "robot_check",
+        "robot_setup",
     ),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots"),
     ("bench", "verdicts", "figures"),
