@@ -351,8 +351,9 @@ def images(results):
     yield picture("crop, what moves the chunk, feature maps", "figures/pusht_image_seen.png")
     yield paragraph("""Eight episodes of a policy of 3000 steps that Stage 2 had for at most three
         minutes (0.491 on 20 standard starts; `evaluate.py --video`), and what it sees at a start:
-        its crop, how far the chunk moves when a patch is painted over, and four principal components of
-        its last feature maps (`seen.py`). The T's ends and the goal's move the chunk most.""")
+        its crop, how far the chunk moves when a patch is painted over, and four principal
+        components of its last feature maps (`seen.py`). The T's ends and the goal's move the chunk
+        most.""")
     curve = results.rows("pusht_image_curve.csv")
     steps = dict.fromkeys(r["step"] for r in curve)
     scores = [f"{score(select(curve, step=n))} at step {n}" for n in steps]
