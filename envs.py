@@ -186,6 +186,13 @@ def make_env(task):
         if "MUJOCO_GL" not in str(e):
             raise
         raise BadInput(f"{task.name} needs MuJoCo, and {e}: set egl or osmesa, or unset it") from e
+    except AttributeError as e:
+        if "glGetError" not in str(e):  # what PyOpenGL says where the library is missing
+            raise
+        raise BadInput(
+            f"{task.name} needs MuJoCo, and the library of MUJOCO_GL={os.environ['MUJOCO_GL']} is "
+            "not installed: install it, set egl or osmesa, or unset it"
+        ) from e
 
 
 def make_vec(task, n, *, T_o=None, T_a=None, workers=True, record=False, show=0, hold=True):

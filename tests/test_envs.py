@@ -1,6 +1,7 @@
 """envs.py: the tasks and their defaults, single simulators and vectors of them, episodes that go on
 from chunk to chunk, and the command."""
 
+import ctypes.util
 import os
 import signal
 import subprocess
@@ -608,6 +609,22 @@ def test_picture_without_render():
     assert scene.get_title() == "the scene: there is no render()"
     assert not scene.images
     assert len(state.patches) == 1
+
+
+def test_a_platform_whose_library_is_missing(tmp_path):
+    """PyOpenGL then fails at the first import, with words that nobody understands."""
+    pytest.importorskip("mujoco")
+    if ctypes.util.find_library("OSMesa"):
+        pytest.skip("OSMesa is installed here")
+    done = subprocess.run(
+        [sys.executable, ROOT / "envs.py", "--task", "hopper", "--png", tmp_path / "x.png"],
+        env={**os.environ, "MUJOCO_GL": "osmesa"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "the library of MUJOCO_GL=osmesa is not installed" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
