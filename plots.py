@@ -412,7 +412,8 @@ def stage2_noise(results):
         ax.set(title=kind, xlabel="Environment steps, millions", xlim=(0, None))
         ax.legend(frameon=False, fontsize=8, loc="lower right")
     axes[0].set_ylabel("Score, 50 episodes from seed 200000")
-    figure.suptitle("Stage 2 with the default flags")
+    words = " (falling: with the defaults before)" if any("-falling" in k for k in kinds) else ""
+    figure.suptitle(f"Stage 2 with the default flags{words}")
     return figure
 
 
