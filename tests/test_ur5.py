@@ -302,7 +302,8 @@ def test_one_old_reading_after_a_long_pause_is_no_fault():
 # ---- the arm's process and the real client -------------------------------------------------------
 
 # How an arm's connections end if all of them do: which is seen first, or that ur_rtde crashed.
-ENDS = ("receive lost", "control lost", "state stale", "the arm's process has ended")
+ENDS = ("receive lost", "control lost", "gripper lost", "state stale")
+ENDS += ("the arm's process has ended",)
 # A busy machine gives a process no CPU for longer than an arm's own limits would allow.
 PATIENT = Limits(stale=1.0, gripper=5.0, silent=5.0, start=60.0, watchdog=2.0)
 
