@@ -13,6 +13,10 @@ RECORDED = {
     "bench_infer.json": "commit f5ccb7b, 2026-11-22",
     "bench_ppo.json": "commit ddee549, 2026-11-22",
     "bench_latency.json": "commit ceece60, 2026-11-22",
+    "bench_train_image.json": "commit 30239c9, 2026-11-26",
+    "bench_infer_image.json": "commit 30239c9, 2026-11-26",
+    "bench_infer_onnx.json": "commit 30239c9, 2026-11-26",
+    "robot_run.json": "commit 0607cfc, 2026-11-26",
     "bench_clouds.json": "commit 919df30, 2026-11-23",
     "bench_clouds_assembly.json": "commit 919df30, 2026-11-23",
 }

@@ -215,6 +215,15 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help or ''} (default: {str(default).replace('%', '%%')})".strip()
 
 
+def add_machine(g):
+    """Add the trainers' flags that say what they run on."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    g.add_argument("--device", default="cuda" if gpu else "cpu", help="torch device")
+    g.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
+
+
 class Parser(argparse.ArgumentParser):
     """The argument parser of every script: no abbreviations, and a wrong flag is a BadInput.
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 import baselines
-from commands import BadInput, above_zero, check_device, check_seed, refuse_flags
+from commands import BadInput, above_zero, add_machine, check_device, check_seed, refuse_flags
 from envs import defaults_of, task_list, task_named
 from formats import MAX_GB
 from task import check_horizons
@@ -214,12 +214,7 @@ def add_run(p):
     """Flags of the run: seed, device, folder, saves and evaluations."""
     g = p.add_argument_group("run")
     g.add_argument("--seed", type=int, default=0, help="seed of weights, batches and latents")
-    g.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="torch device",
-    )
-    g.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
+    add_machine(g)
     g.add_argument(
         "--amp",
         action="store_true",

@@ -3,9 +3,7 @@
 import math
 from pathlib import Path
 
-import torch
-
-from commands import BadInput, above_zero, check_device, check_seed, refuse_flags
+from commands import BadInput, above_zero, add_machine, check_device, check_seed, refuse_flags
 from envs import defaults_of, task_named
 from policy import Policy
 
@@ -241,10 +239,7 @@ def add_run(p):
     g.add_argument(
         "--seed", type=int, default=0, help="seed of episodes, latents, noise and minibatches"
     )
-    g.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device"
-    )
-    g.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
+    add_machine(g)
     g.add_argument("--out", metavar="DIR", help="run folder; runs/TASK-dbpo-seedSEED if not given")
     g.add_argument("--resume", action="store_true", help="go on from state.pt in the run folder")
     g.add_argument(

@@ -8,9 +8,7 @@ metres, rad and control steps, found by trying.
 The experts drive delta actions. What is recorded as the action is the goal that the controller made
 of each delta, so that policies drive an absolute controller (robosuite_env.py).
 
-`variety` makes the demonstrations of a start many-valued, as those of people are: travels take
-detours and their own speed, with correlated noise, and objects that look the same from several
-sides are taken from one or another.
+`variety`: see motions.py; what looks the same from several sides is taken from one or another.
 """
 
 import functools

@@ -5,9 +5,7 @@ motions.py. A command moves the hand from where it is. Inverse kinematics makes 
 targets that the twin, and a policy's training, are given. The numbers are metres, rad and tenths of
 a second, found by trying.
 
-`variety` makes the demonstrations of a start many-valued, as those of people are: travels take
-detours and their own speed, with correlated noise, and things that look the same from several
-sides are taken from one or another.
+`variety`: see motions.py; what looks the same from several sides is taken from one or another.
 """
 
 import functools

@@ -19,7 +19,7 @@ from files import atomic, refusing
 from formats import read_npz
 from policy import Policy
 from task_pusht import pusht_obs
-from toy import DISCS, RADIUS, WAYS, fork, ways
+from toy_targets import DISCS, RADIUS, WAYS, fork, ways
 
 COVERED = 0.05  # a mode is covered by at least this share of the latents
 FORK = {

@@ -61,7 +61,7 @@ def padded_lengths(path):
 
 
 def padded_arrays(path):
-    """The episodes' lengths (E,) and their padded arrays {our name: (E, T, ·)}. Raises BadInput."""
+    """The episodes' lengths (E,), their padded arrays {our name: (E, T, ...)}. Raises BadInput."""
     folder = Path(path).parent
     lengths, shape = padded_lengths(path)
     arrays = {name: npy_array(folder / file) for name, file in FILES.items()}

@@ -230,6 +230,8 @@ def timings(results):
     """What bench.py measured."""
     train = results.json("bench_train.json")
     infer = results.json("bench_infer.json")
+    onnx = results.json("bench_infer_onnx.json")
+    robot = results.json("robot_run.json")
     ppo = results.json("bench_ppo.json")
     door = results.json("bench_clouds.json")
     assembly = results.json("bench_clouds_assembly.json")
@@ -248,6 +250,19 @@ def timings(results):
         "one action at batch 1, the paper's channels": (
             act_words(infer, "paper"),
             "bench_infer.json",
+        ),
+        "the same, small network, as an ONNX file": (
+            f"p50 {onnx['onnx']['p50_ms']:.1f} ms, p99 {onnx['onnx']['p99_ms']:.1f} ms; "
+            f"{onnx['ratio_p50']:.2f} times eager's",
+            "bench_infer_onnx.json",
+        ),
+        **image_timings(results),
+        "the robot's loop on the simulated arms, three cameras, channels 32 64, ONNX": (
+            f"{robot['policy_hz']:.0f} chunks a second; newest state to command p50 "
+            f"{robot['newest_state_to_command_p50_ms']:.1f} ms, p99 "
+            f"{robot['newest_state_to_command_p99_ms']:.1f} ms; servo period p99 "
+            f"{robot['servo_period_p99_ms']:.1f} ms",
+            "robot_run.json",
         ),
         "Stage 2 on Hopper, channels 64 128, one core, nothing beside it": (
             f"roll-out {rates['rollout_env_steps_per_s']} environment steps a second, update "
@@ -275,12 +290,34 @@ def timings(results):
     }
     yield "## Timings"
     yield paragraph("""`python bench.py train`, `infer --compile`, `ppo --task hopper --dims 64
-        128`, `clouds` (`results/bench_*.json`); 2 CPU cores with AVX-512, torch 2.13.0, float32.
+        128`, `clouds`, `train --task pusht-image`, `infer --task pusht-image`, `infer --onnx`
+        (`results/bench_*.json`); `realrobot.py run` (`results/robot_run.json`); 2 CPU cores with
+        AVX-512, torch 2.13.0, float32.
         The latency by method stands above. The paper's timings are those of a GPU.""")
     yield table(
         "What | Figure | Commit and date",
         [[what, figure, RECORDED[name]] for what, (figure, name) in figures.items()],
     )
+
+
+def image_timings(results):
+    """What bench.py measured of policies that see, {what: (figure, file)}."""
+    train = results.json("bench_train_image.json")
+    infer = results.json("bench_infer_image.json")
+    shares = ", ".join(f"{name} {part['share']:.1%}" for name, part in train["parts"].items())
+    kinds = {"small": "three convolutions", "resnet18": "ResNet18"}
+    acts = [
+        f"{words}: p50 {infer[f'small, {kind} eager']['p50_ms']:.1f} ms, p99 "
+        f"{infer[f'small, {kind} eager']['p99_ms']:.1f} ms"
+        for kind, words in kinds.items()
+    ]
+    return {
+        "training step from images, B 32, K 4": (
+            f"{train['drift_step']['p50_ms']:.0f} ms: {shares}",
+            "bench_train_image.json",
+        ),
+        "one action from two pictures, small network": ("; ".join(acts), "bench_infer_image.json"),
+    }
 
 
 def act_words(infer, size):

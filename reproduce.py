@@ -56,6 +56,7 @@ from reproduce_runs import (
 )
 from reproduce_stage2 import stage2, stage2_names
 from tables import at, merge, read, select, setting_of
+from timing import timed
 
 POSITIVE = (
     "epochs",
@@ -133,7 +134,7 @@ def pusht_score(experiment, nfe, seed, args):
         workers=not args.one_process,
     )
     obs = bench.random_obs(policy, 1)
-    seconds = bench.timed(lambda: policy.act(obs), 10, policy.device)
+    seconds = timed(lambda: policy.act(obs), 10, policy.device)
     diversity = [r["diversity"] for r in log if "diversity" in r]
     figures = {
         "score": round(result["score"], 4),

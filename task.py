@@ -45,6 +45,27 @@ PPO_DEFAULTS = {
 }
 
 
+def whole_episodes(chunks, **more):
+    """Task.stage2 of a task whose rewards add up to its score, found on Push-T.
+
+    An iteration is 100 whole episodes of `chunks` chunks each. more: what the task has otherwise.
+    """
+    return {
+        "num_envs": 100,
+        "num_steps": chunks,
+        "num_iterations": 100,
+        "minibatch_size": 100 * chunks // 8,
+        "update_epochs": 1,
+        "target_kl": 0.03,
+        "gamma": 1.0,
+        "gae_lambda": 0.5,
+        "critic_lambda": 1.0,
+        "anchor": 0.05,
+        "smooth": 0.3,
+        **more,
+    }
+
+
 def dtype_of(shape):
     """The dtype of an observation of that shape: uint8 for pictures (three axes), else float32."""
     return "uint8" if len(shape) == 3 else "float32"

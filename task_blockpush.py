@@ -25,7 +25,7 @@ import numpy as np
 
 from commands import BadInput
 from experts_blockpush import MODES, Oracle
-from task import Task, observation_space
+from task import Task, observation_space, whole_episodes
 
 # Places in the observation, each of the first and the second.
 BLOCKS = (slice(0, 2), slice(3, 5))
@@ -450,20 +450,7 @@ BLOCKPUSH = Task(
     expert=demonstration,
     draw=draw,
     stage1={"K": 2},  # few hypotheses did best in others' hands (note 49)
-    # Stage 2 as on Push-T: 44 chunks of 8 steps are an episode, the rewards add up to the score.
-    stage2={
-        "num_envs": 100,
-        "num_steps": 44,
-        "num_iterations": 100,
-        "minibatch_size": 550,
-        "update_epochs": 1,
-        "target_kl": 0.03,
-        "gamma": 1.0,
-        "gae_lambda": 0.5,
-        "critic_lambda": 1.0,
-        "anchor": 0.05,
-        "smooth": 0.3,
-    },
+    stage2=whole_episodes(44),
     paper={"DBP": 0.43, "Diffusion Policy": 0.24},
 )
 

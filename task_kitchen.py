@@ -34,7 +34,7 @@ import gymnasium as gym
 import numpy as np
 
 from commands import BadInput
-from task import Task, observation_space
+from task import Task, observation_space, whole_episodes
 
 XML = "envs/assets/kitchen_franka/kitchen_assets/kitchen_env_model.xml"
 ROBOT = 9  # positions of the robot: seven joints and two fingers
@@ -418,20 +418,7 @@ def kitchen_task(name):
         varies=True,
         draw=draw,
         limits=limits(name.endswith("-delta")),
-        # Stage 2 as on Push-T: 35 chunks of 8 steps are an episode, rewards add up to the score.
-        stage2={
-            "num_envs": 100,
-            "num_steps": 35,
-            "num_iterations": 100,
-            "minibatch_size": 500,
-            "update_epochs": 1,
-            "target_kl": 0.03,
-            "gamma": 1.0,
-            "gae_lambda": 0.5,
-            "critic_lambda": 1.0,
-            "anchor": 0.05,
-            "smooth": 0.3,
-        },
+        stage2=whole_episodes(35),
         paper={"DBP": 1.00, "Diffusion Policy": 1.00},
     )
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from commands import BadInput
 from pictures import cached_pictures
-from task import Lazy, Task, not_importable, observation_space
+from task import Lazy, Task, not_importable, observation_space, whole_episodes
 
 # The nine key points of Diffusion Policy's data, fixed in the T's own frame, in pixels.
 KEYPOINTS = np.array(
@@ -349,20 +349,7 @@ PUSHT = Task(
     draw=draw,
     # Stage 2, per chunk of 8 steps: 38 chunks are an episode of 300 steps, and a minibatch is an
     # eighth of the 100 x 38 samples. The reward adds up to the score, without discount (note 23).
-    stage2={
-        "num_envs": 100,
-        "num_steps": 38,
-        "num_iterations": 100,
-        "minibatch_size": 475,
-        "update_epochs": 1,
-        "target_kl": 0.03,
-        "gamma": 1.0,
-        "gae_lambda": 0.5,
-        "critic_lambda": 1.0,
-        "anchor": 0.05,
-        "smooth": 0.3,
-        "success_bonus": 1.0,
-    },
+    stage2=whole_episodes(38, success_bonus=1.0),
     paper={"DBP": 0.87, "Diffusion Policy": 0.85},
 )
 

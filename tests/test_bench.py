@@ -16,6 +16,7 @@ import torch
 import bench
 import dbpo_ppo
 import envs
+import timing
 import unet
 from commands import BadInput, cli
 from conftest import cli as cli_run
@@ -37,13 +38,13 @@ def is_timing(row):
 
 def test_quantiles_by_hand():
     seconds = [0.001] * 50 + [0.002] + [0.003] * 50
-    assert bench.quantiles(seconds) == {"p50_ms": 2.0, "p99_ms": 3.0, "hz": 500.0}
+    assert timing.quantiles(seconds) == {"p50_ms": 2.0, "p99_ms": 3.0, "hz": 500.0}
 
 
 def test_calls_take_turns():
     made = []
     calls = {"a": lambda: made.append("a"), "b": lambda: made.append("b")}
-    seconds = bench.timed_in_turn(calls, 2, "cpu", warm=1)
+    seconds = timing.timed_in_turn(calls, 2, "cpu", warm=1)
     assert "".join(made) == "ababab" and {k: len(s) for k, s in seconds.items()} == {"a": 2, "b": 2}
 
 
@@ -105,8 +106,8 @@ def test_train_with_cameras(monkeypatch):
 def test_laps_by_hand(monkeypatch):
     """Two rounds count after the first; a part that comes twice a round is added up."""
     times = iter([0, 1, 2, 3, 10, 11, 13, 16, 20, 21, 25, 30])
-    monkeypatch.setattr(bench, "clock", lambda device: next(times))
-    laps = bench.Laps("cpu")
+    monkeypatch.setattr(timing, "clock", lambda device: next(times))
+    laps = timing.Laps("cpu")
     for _ in range(3):
         laps.begin()
         for part in ("a", "b", "a"):

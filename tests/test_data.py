@@ -16,6 +16,7 @@ import torch
 import zarr
 
 import data
+import describe
 import pictures
 from commands import BadInput
 from conftest import OFFICIAL, ROOT
@@ -669,7 +670,7 @@ def test_info_draws_what_cameras_saw(tmp_path, capsys, monkeypatch):
     a["hand"] = np.full((32, 8, 8, 3), [0, 0, 200], "u1")
     save_npz(tmp_path / "x.npz", **a)
     cameras = {"front": (12, 16, 3), "hand": (8, 8, 3)}
-    monkeypatch.setattr(data, "SEEN", 10)
+    monkeypatch.setattr(describe, "SEEN", 10)
     for draw in (None, lambda figure, episodes: figure.text(0, 0, "drawn")):
         task = dataclasses.replace(ARM, obs={**ARM.obs, **cameras}, draw=draw)
         png = tmp_path / "out.png"

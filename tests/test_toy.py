@@ -9,6 +9,7 @@ from PIL import Image
 
 import drift
 import toy
+import toy_targets
 from conftest import cli
 
 NO_O = torch.empty(1000, 0)
@@ -21,31 +22,31 @@ def gen(seed=0):
 # ---- targets and figures -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(toy.EVERY))
+@pytest.mark.parametrize("name", list(toy_targets.EVERY))
 def test_samplers(name):
-    draw = toy.EVERY[name]
+    draw = toy_targets.EVERY[name]
     o, y = draw(2000, gen())
-    assert o.shape == (2000, 0 if name in toy.TARGETS else 1) and y.shape == (2000, 2)
+    assert o.shape == (2000, 0 if name in toy_targets.TARGETS else 1) and y.shape == (2000, 2)
     assert y.dtype == torch.float32 and y.abs().max() < 1.6
     assert torch.equal(draw(2000, gen())[1], y) and not torch.equal(draw(2000, gen(1))[1], y)
-    if name in toy.TARGETS:
+    if name in toy_targets.TARGETS:
         assert y.mean(0).abs().max() < 0.25 and (y.std(0) > 0.3).all()
 
 
 def test_support_of_the_samplers():
-    y = toy.gaussians(4000, gen())[1]
-    assert toy.modes(y) == 8 and (y.norm(dim=-1) - 1).abs().max() < 5 * toy.SIGMA
-    y = toy.checkerboard(4000, gen())[1]
+    y = toy_targets.gaussians(4000, gen())[1]
+    assert toy_targets.modes(y) == 8 and (y.norm(dim=-1) - 1).abs().max() < 5 * toy_targets.SIGMA
+    y = toy_targets.checkerboard(4000, gen())[1]
     colours = ((y + 1) * 2).floor().sum(1).remainder(2)
     assert y.abs().max() <= 1 and colours.unique().numel() == 1
-    way, hit = toy.ways(toy.fork(4000, gen())[1])
+    way, hit = toy_targets.ways(toy_targets.fork(4000, gen())[1])
     shares = [(way == i).float().mean().item() for i in range(3)]
-    assert shares == pytest.approx(toy.SHARES, abs=0.03) and hit.float().mean() < 0.01
+    assert shares == pytest.approx(toy_targets.SHARES, abs=0.03) and hit.float().mean() < 0.01
 
 
 def test_ways():
     points = torch.tensor([[1.0, 1.1], [1.0, 0.0], [0.9, -1.0], [1.0, 0.5], [1.0, 3.0]])
-    way, hit = toy.ways(points)
+    way, hit = toy_targets.ways(points)
     assert way.tolist() == [0, 1, 2, -1, -1]
     assert hit.tolist() == [False, False, False, True, False]
 
@@ -53,29 +54,31 @@ def test_ways():
 def test_energy_distance():
     x = torch.tensor([[0.0], [1.0]])
     y = torch.tensor([[3.0], [5.0]])
-    assert toy.energy_distance(x, y) == pytest.approx(2 * 3.5 - 1 - 2)  # E|x-y| = (3+5+2+4)/4
-    a = toy.moons(1000, gen(1))[1]
-    b = toy.moons(1000, gen(2))[1]
-    assert abs(toy.energy_distance(a, b)) < 0.01
-    assert toy.energy_distance(a, b + 0.3) > 0.05
-    assert toy.energy_distance(a, 0 * b) > 0.3
+    assert toy_targets.energy_distance(x, y) == pytest.approx(
+        2 * 3.5 - 1 - 2
+    )  # E|x-y| = (3+5+2+4)/4
+    a = toy_targets.moons(1000, gen(1))[1]
+    b = toy_targets.moons(1000, gen(2))[1]
+    assert abs(toy_targets.energy_distance(a, b)) < 0.01
+    assert toy_targets.energy_distance(a, b + 0.3) > 0.05
+    assert toy_targets.energy_distance(a, 0 * b) > 0.3
 
 
 def test_measure():
-    data = toy.gaussians(2000, gen(1))
-    x = toy.gaussians(2000, gen(2))[1]
-    row = toy.measure("gaussians", torch.empty(2000, 0), x, data)
+    data = toy_targets.gaussians(2000, gen(1))
+    x = toy_targets.gaussians(2000, gen(2))[1]
+    row = toy_targets.measure("gaussians", torch.empty(2000, 0), x, data)
     assert list(row) == ["energy", "off", "modes"]
     assert abs(row["energy"]) < 0.01 and row["off"] < 0.01 and row["modes"] == 8
     x[:500] = 0  # the centre of the ring, far from all data
-    row = toy.measure("gaussians", torch.empty(2000, 0), x, data)
+    row = toy_targets.measure("gaussians", torch.empty(2000, 0), x, data)
     assert row["off"] == pytest.approx(0.25, abs=0.01)
 
 
 def test_measure_at_the_fork():
-    o, y = toy.fork(1000, gen())
+    o, y = toy_targets.fork(1000, gen())
     x = torch.tensor([1.0, 0.5]).expand(1000, 2)  # an obstacle's centre
-    row = toy.measure("fork", o, x, (o, y))
+    row = toy_targets.measure("fork", o, x, (o, y))
     assert list(row) == ["energy", "above", "between", "below", "hits"]
     assert row["hits"] == 1 and row["above"] == row["between"] == row["below"] == 0
 
@@ -86,30 +89,30 @@ def test_measure_at_the_fork():
 @pytest.mark.parametrize("name, modes", [("gaussians", 8), ("moons", None), ("swissroll", None)])
 def test_particles_moved_by_the_field_reach_the_modes(name, modes):
     """At most 5 % of the particles end more than 0.1 off the data, and no mode is lost."""
-    o, snapshots = toy.move(toy.TARGETS[name], B=4, K=64, P=64, moves=300, at={0})
+    o, snapshots = toy.move(toy_targets.TARGETS[name], B=4, K=64, P=64, moves=300, at={0})
     start, end = snapshots.values()
     assert o.shape == (256, 0) and start.shape == end.shape == (256, 2)
-    data = toy.TARGETS[name](4000, gen(2))
-    before = toy.measure(name, o, start, data)
-    after = toy.measure(name, o, end, data)
+    data = toy_targets.TARGETS[name](4000, gen(2))
+    before = toy_targets.measure(name, o, start, data)
+    after = toy_targets.measure(name, o, end, data)
     assert before["off"] > 0.3 and after["off"] < 0.05 and after.get("modes") == modes
     assert after["energy"] < 0.01 < before["energy"]
 
 
 def test_one_positive_blurs_the_field_itself():
     """With one positive a group the particles find all modes, but more of them stay between."""
-    data = toy.gaussians(4000, gen(2))
+    data = toy_targets.gaussians(4000, gen(2))
     rows = []
     for K in (4, 16):
-        o, snapshots = toy.move(toy.gaussians, B=512 // K, K=K, moves=300)
-        rows.append(toy.measure("gaussians", o, snapshots[300], data))
+        o, snapshots = toy.move(toy_targets.gaussians, B=512 // K, K=K, moves=300)
+        rows.append(toy_targets.measure("gaussians", o, snapshots[300], data))
     assert [row["modes"] for row in rows] == [8, 8]
     assert rows[0]["off"] > 0.3 > rows[1]["off"] > 0.1
 
 
 def test_particles_are_reproducible():
     how = {"B": 2, "K": 8, "P": 3, "moves": 5}
-    first, again, other = (toy.move(toy.moons, **how, seed=s)[1][5] for s in (0, 0, 1))
+    first, again, other = (toy.move(toy_targets.moons, **how, seed=s)[1][5] for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -124,37 +127,37 @@ def test_force_points_to_the_expert():
 
 
 def trained(**how):
-    f, _, _ = toy.train(toy.gaussians, **how)
+    f, _, _ = toy.train(toy_targets.gaussians, **how)
     with torch.no_grad():
         return f(torch.randn(1000, 2, generator=gen(3)), NO_O)
 
 
 def test_many_positives_cover_the_modes():
     x = trained(B=1, K=96, P=96, steps=250)
-    assert toy.modes(x) >= 6
-    assert toy.energy_distance(x, toy.gaussians(1000, gen(4))[1]) < 0.05
+    assert toy_targets.modes(x) >= 6
+    assert toy_targets.energy_distance(x, toy_targets.gaussians(1000, gen(4))[1]) < 0.05
 
 
 @pytest.mark.parametrize("regression", [True, False])
 def test_regression_and_one_hypothesis_collapse_to_the_mean(regression):
     x = trained(B=64, K=1, steps=250, regression=regression)  # the ring's mean is its centre
     assert x.mean(0).norm() < 0.15 and x.std(0).max() < 0.15
-    assert toy.modes(x) == 0
+    assert toy_targets.modes(x) == 0
 
 
 def test_a_clumped_start_stays_clumped():
     x = trained(B=1, K=96, P=96, steps=150, spread=toy.CLUMP)
-    assert x.std(0).max() < 0.15 and toy.modes(x) == 0
+    assert x.std(0).max() < 0.15 and toy_targets.modes(x) == 0
 
 
 def test_the_floor_of_eq_31_holds_a_clump(monkeypatch):
     """The same clumped start covers the modes once the affinity floor is gone."""
     monkeypatch.setattr(drift, "FLOOR_A", 1e-30)
-    assert toy.modes(trained(B=1, K=96, P=96, steps=600, spread=toy.CLUMP)) == 8
+    assert toy_targets.modes(trained(B=1, K=96, P=96, steps=600, spread=toy.CLUMP)) == 8
 
 
 def test_training_is_reproducible():
-    runs = [toy.train(toy.fork, B=4, K=4, steps=5, at={0}, seed=seed) for seed in (0, 0, 1)]
+    runs = [toy.train(toy_targets.fork, B=4, K=4, steps=5, at={0}, seed=seed) for seed in (0, 0, 1)]
     first, again, other = (snapshots for _, _, snapshots in runs)
     assert list(first) == [0, 5] and first[5].shape == (toy.SAMPLES, 2)
     assert torch.equal(first[5], again[5]) and not torch.equal(first[5], other[5])

@@ -3,6 +3,7 @@
 Each process of tests has addresses of its own, so that two of them do not meet on the fixed ports.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -272,16 +273,18 @@ def test_nonsense_closes_that_connection_alone(served, junk):
     assert len(server.tell("state")["arms"]) == 2
 
 
+def answer(lines, line):
+    """What a server answers to a line."""
+    lines.write(line + "\n")
+    lines.flush()
+    return lines.readline().strip()
+
+
 def test_lines_of_the_dashboard_and_a_program(served):
     server, hosts = served
     server.tell("reset 0")
     with connect(hosts[0], DASHBOARD) as sock, sock.makefile("rw") as lines:
-
-        def told(line):
-            lines.write(line + "\n")
-            lines.flush()
-            return lines.readline().strip()
-
+        told = functools.partial(answer, lines)
         assert "Dashboard" in lines.readline()
         assert told("PolyscopeVersion").startswith("URSoftware 5.12")
         assert told("get serial number").isdigit()
@@ -301,12 +304,7 @@ def test_lines_of_the_gripper(served):
     server, hosts = served
     server.tell("reset 0")
     with connect(hosts[0], GRIPPER) as sock, sock.makefile("rw") as lines:
-
-        def told(line):
-            lines.write(line + "\n")
-            lines.flush()
-            return lines.readline().strip()
-
+        told = functools.partial(answer, lines)
         assert (told("GET STA"), told("GET POS"), told("GET OBJ")) == ("STA 3", "POS 0", "OBJ 3")
         assert told("SET POS 200 SPE 255") == "ack" and told("GET PRE") == "PRE 200"
         assert wait_for(lambda: told("GET POS") == "POS 200") and told("GET OBJ") == "OBJ 3"
