@@ -132,7 +132,8 @@ def word_for_word(results):
     before, after = (results.json(f"pusht_command_{n}_200.json") for n in ("before", "after"))
     low, high = after["score_95"]
     return f"""**The README's commands word for word** (seed 0, a fresh clone and environment, 2
-        cores with little beside them; 21.2 minutes of Stage 2; 2026-11-26): on 200 starts from 500000
+        cores with little beside them; 21.2 minutes of Stage 2; 2026-11-26): on 200 starts from
+        500000
         {before["score"]:.3f} before, {after["score"]:.3f} [{low:.3f}, {high:.3f}] after; success
         {before["success"]:.2f} before, {after["success"]:.2f} after; jerk {before["jerk"]:.1f}
         before, {after["jerk"]:.1f} after (`results/pusht_command_*.json`). So the present defaults
