@@ -705,6 +705,7 @@ def test_the_tasks_online():
 
 def test_robosuite_does_not_choose_opengl_for_others():
     """Its import sets MUJOCO_GL, which programs that are begun later would inherit."""
+    needs_robosuite()
     code = (
         "import os\n"
         "os.environ.pop('MUJOCO_GL', None)\n"
