@@ -6,6 +6,10 @@ The functions ablations and beyond yield the blocks of a section.
 from itertools import pairwise
 
 from cells import bullets, by_seed, cell, leads, listed, made, paragraph, picture, score, table
+from experiment_row import (
+    STANDARD,
+    UNUSED,
+)
 from experiments import (
     ABLATE_BEYOND,
     ABLATE_COST,
@@ -13,9 +17,7 @@ from experiments import (
     ABLATIONS,
     BEYOND_MEANING,
     EQUAL_MINUTES,
-    STANDARD,
     TEMPERATURES,
-    UNUSED,
 )
 from tables import at, mean, paired, rows_of, select, setting_of
 from verdicts import share_verdict, verdicts

@@ -17,22 +17,24 @@ from cells import (
     score,
     table,
 )
-from experiments import (
+from experiment_row import (
     CHOICE,
+    FRESH,
+    IMAGE_STARTS,
+    STANDARD,
+    UNUSED,
+)
+from experiments import (
     COMPARED,
     CONVERGED,
     DEMONSTRATORS,
     EQUAL_MINUTES,
-    FRESH,
     HUMAN,
-    IMAGE_STARTS,
     METHOD_NFE,
     MULTIMODAL,
     PUSHT,
     PUSHT_CONVERGED,
-    STANDARD,
     TABLE_1,
-    UNUSED,
 )
 from plots import METHOD_SETTINGS, NAMES
 from tables import at, mean, paired, select, setting_of

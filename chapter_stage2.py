@@ -1,6 +1,9 @@
 """RESULTS.md on Stage 2. stage2 yields the blocks of its chapter."""
 
 from cells import bullets, by_seed, cell, listed, made, paragraph, picture, score, table
+from experiment_row import (
+    UNUSED,
+)
 from experiments import (
     DEMONSTRATORS,
     LOCOMOTION,
@@ -8,7 +11,6 @@ from experiments import (
     PAPER_RETURN,
     STAGE2,
     STAGE2_COARSE,
-    UNUSED,
 )
 from plots import anchor_pair
 from tables import at, column, select

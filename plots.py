@@ -10,6 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from experiment_row import (
+    FRESH,
+    LOCOMOTION_STARTS,
+    STANDARD,
+    UNUSED,
+)
 from experiments import (
     ABLATE_BEYOND,
     ABLATION_EPOCHS,
@@ -18,15 +24,11 @@ from experiments import (
     CONVERGED,
     DEMONSTRATORS,
     EQUAL_MINUTES,
-    FRESH,
     HUMAN,
     LOCOMOTION,
-    LOCOMOTION_STARTS,
     METHOD_NFE,
-    STANDARD,
     TABLE_1,
     TEMPERATURES,
-    UNUSED,
 )
 from files import atomic
 from tables import at, column, interval, mean, rows_of, select, setting_of

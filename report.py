@@ -18,6 +18,7 @@ from cells import RECORDED, bullets, cell, listed, made, paragraph, picture, tab
 from chapter_ablations import ablations, beyond
 from chapter_pusht import converged, human, images, latency, methods, multimodal
 from chapter_stage2 import stage2
+from chapter_suites import suites
 from commands import Parser, cli
 from experiments import CLOUDS, TABLE_2, TABLE_2_COLUMNS
 from files import atomic, check_folder
@@ -116,25 +117,6 @@ def pointcloud(results):
     yield "In the form of Table II (mean over tasks ± deviation over seeds; the longest runs):"
     yield summary(rows)
     yield from survey(results)
-
-
-def robomimic(results):
-    """The first training on RoboMimic."""
-    rows = results.rows("robomimic.csv")
-    yield "## RoboMimic"
-    if not rows:
-        yield paragraph("No run yet.")
-        return
-    yield made("python dbp_train.py --task lift --steps 3000 --eval-every 1000", rows) + (
-        " One core with other runs beside it."
-    )
-    yield table(
-        "Task | Seed | Demonstrations of the script | Steps | Success | Minutes",
-        [[r["task"], r["seed"], r["demos"], r["steps"], r["score"], r["minutes"]] for r in rows],
-    )
-    yield paragraph("""The demonstrations are `demos/lift.npz`, 200 successes of 200 starts. The
-        script moves in one way only, so that regression could do this, too. Nothing else of
-        RoboMimic has been trained.""")
 
 
 def percent(rows, name):
@@ -392,7 +374,7 @@ SECTIONS = (
     images,
     stage2,
     pointcloud,
-    robomimic,
+    suites,
     toy,
     timings,
     choices,

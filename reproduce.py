@@ -17,7 +17,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import bench
@@ -28,7 +27,10 @@ from chapter_pusht import modes_table
 from commands import START_SEEDS, BadInput, Parser, above_zero, check_device, check_seed, cli
 from data import load
 from envs import TASKS, run_program
-from evaluate import START_SEED, evaluate, smoothness
+from evaluate import START_SEED
+from experiment_row import (
+    Starts,
+)
 from experiments import (
     ABLATE_COST,
     ABLATIONS,
@@ -38,7 +40,6 @@ from experiments import (
     MULTIMODAL,
     PUSHT,
     QUEUE,
-    Starts,
 )
 from files import Lock, check_folder, check_output, read_bytes, write_csv
 from policy import Policy
@@ -51,12 +52,12 @@ from reproduce_runs import (
     dims_of,
     finished,
     given,
+    scored,
     steps_per_epoch,
-    values,
 )
 from reproduce_stage2 import stage2, stage2_names
+from reproduce_suites import SCENES, suites
 from tables import at, merge, read, select, setting_of
-from timing import timed
 
 POSITIVE = (
     "epochs",
@@ -126,28 +127,7 @@ def pusht_score(experiment, nfe, seed, args):
     if select(read(table), **row):
         return
     policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
-    result, rolled = evaluate(
-        policy,
-        TASKS["pusht"],
-        args.episodes,
-        start_seed=args.start_seed,
-        workers=not args.one_process,
-    )
-    obs = bench.random_obs(policy, 1)
-    seconds = timed(lambda: policy.act(obs), 10, policy.device)
-    diversity = [r["diversity"] for r in log if "diversity" in r]
-    figures = {
-        "score": round(result["score"], 4),
-        "low": round(result["score_95"][0], 4),
-        "high": round(result["score_95"][1], 4),
-        "success": result["success"],
-        "nfe": result["nfe"],
-        "act_ms": round(1e3 * float(np.median(seconds)), 2),
-        **smoothness(rolled, policy.T_o, policy.T_a),
-        "diversity": round(diversity[-1], 4) if diversity else None,
-        "minutes": round(values(log, "minutes")[-1], 1),
-        "steps": log[-1]["step"],
-    }
+    figures, _ = scored(policy, TASKS["pusht"], log, args.episodes, args.start_seed, args)
     merge(table, [{**row, **figures, **about()}], row)
 
 
@@ -288,7 +268,7 @@ def listing(args):
         count += len(missing)
         if args.missing and not missing:
             continue
-        text = f"{e.group:<11} {e.name:<33} {str(e.budget or ''):<13}"
+        text = f"{e.group:<11} {title(e):<33} {str(e.budget or ''):<13}"
         text += f"done: {words(done):<9} missing: {words(missing):<9}"
         if e.removed:
             text += f"({e.removed})"
@@ -296,6 +276,12 @@ def listing(args):
             text += e.command
         print(text.rstrip())
     print(f"{count} runs are missing")
+
+
+def title(experiment):
+    """An experiment's name, with its task where the name does not tell it."""
+    name = experiment.name
+    return f"{experiment.task}, {name}" if experiment.group == "suites" else name
 
 
 def words(seeds):
@@ -341,7 +327,7 @@ def queue(args):
     begun = 0
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for experiment, seed in waiting(args.results):
-        name = f"{experiment.name}, seed {seed}"
+        name = f"{title(experiment)}, seed {seed}"
         if begun == args.runs:
             break
         try:
@@ -508,6 +494,22 @@ def add_stage2(sub):
         g.add_argument(flag, type=int, help="as in dbpo_ppo.py")
 
 
+def add_suites(sub):
+    """The subcommand of Table I's other suites."""
+    p = add_command(sub, "suites", suites)
+    p.add_argument(
+        "--tasks", nargs="+", choices=SCENES, default=list(SCENES), help="tasks; all if not given"
+    )
+    p.add_argument(
+        "--settings",
+        nargs="+",
+        help="those settings alone, such as dbp or 'K 4'; all of the tasks' if not given",
+    )
+    add_training(p, episodes=50)
+    p.add_argument("--steps", type=int, help="optimiser steps; the table's if not given")
+    p.add_argument("--demos", type=int, help="demonstrations; the table's number if not given")
+
+
 def parse(argv=None):
     """The command line; flags that a command does not have are None."""
     p = Parser(
@@ -520,6 +522,7 @@ def parse(argv=None):
             "python reproduce.py ablate K --steps 3000",
             "python reproduce.py ablate beyond --steps 3000 --start-seed 200000 --episodes 200",
             "python reproduce.py stage2 --tasks hopper --seeds 0 1 2 --no-anchor",
+            "python reproduce.py suites --tasks blockpush --settings dbp 'K 4' --seeds 0",
             "python reproduce.py pointcloud --tasks metaworld-door-open --epochs 150 --every 50",
             "python reproduce.py survey",
             "python reproduce.py queue --cores 1",
@@ -532,6 +535,7 @@ def parse(argv=None):
     )
     add_pusht(sub)
     add_stage2(sub)
+    add_suites(sub)
     add_clouds(sub)
     p_queue = add_command(sub, "queue", queue)
     p_queue.add_argument("--out", default="runs", help="folder of the run folders")

@@ -6,12 +6,19 @@ import platform
 import sys
 from pathlib import Path
 
+import numpy as np
+
+import bench
 from commands import BadInput
 from data import Windows
 from envs import run_program
-from experiments import Budget
+from evaluate import evaluate, smoothness
+from experiment_row import (
+    Budget,
+)
 from runs import commit, read_log
 from tables import Row
+from timing import timed
 
 HERE = Path(__file__).parent
 AGAIN = "move the folder away, and the run is made again"
@@ -43,6 +50,29 @@ def values(log, name):
     """A column of a log, of the rows that have it. Raises BadInput if none has."""
     found = [row[name] for row in log if name in row]
     return found or [log[-1][name]]
+
+
+def scored(policy, task, log, episodes, start_seed, args):
+    """The figures of a trained policy, as columns of its row, and all that evaluate tells."""
+    result, rolled = evaluate(
+        policy, task, episodes, start_seed=start_seed, workers=not args.one_process
+    )
+    obs = bench.random_obs(policy, 1)
+    seconds = timed(lambda: policy.act(obs), 10, policy.device)
+    diversity = [r["diversity"] for r in log if "diversity" in r]
+    figures = {
+        "score": round(result["score"], 4),
+        "low": round(result["score_95"][0], 4),
+        "high": round(result["score_95"][1], 4),
+        "success": result["success"],
+        "nfe": result["nfe"],
+        "act_ms": round(1e3 * float(np.median(seconds)), 2),
+        **smoothness(rolled, policy.T_o, policy.T_a),
+        "diversity": round(diversity[-1], 4) if diversity else None,
+        "minutes": round(values(log, "minutes")[-1], 1),
+        "steps": log[-1]["step"],
+    }
+    return figures, result
 
 
 def given(args, *names):

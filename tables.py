@@ -24,6 +24,7 @@ NUMBERS = (  # columns of numbers, or empty, in every table that has them
     *("r_memory", "batch", "K", "demos", "minutes", "step", "steps", "env_steps", "epochs"),
     *("iteration", "covered", "rarest", "on_none", "modes_covered", "rarest_mode", "on_no_mode"),
     *("distinct_points", "ms_a_frame", "loss", "s", "episode_score", "best", "least_diversity"),
+    *("p1", "p2", "p3", "p4", "mode_entropy"),
 )
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t, by the number of values
 

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from cells import by_seed, leads
-from experiments import CLAIMS, LOCOMOTION_STARTS, PAPER_RETURN, UNUSED
+from experiment_row import (
+    LOCOMOTION_STARTS,
+    UNUSED,
+)
+from experiments import (
+    CLAIMS,
+    PAPER_RETURN,
+)
 from plots import anchor_pair
 from tables import at, interval, mean, paired, select
 

@@ -4,6 +4,7 @@ says what the rows in results/ say."""
 import math
 import multiprocessing
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -332,7 +333,7 @@ def test_stage_2_flags_are_accepted(e):
 
 @pytest.mark.parametrize("command", sorted({e.command for e in EXPERIMENTS}))
 def test_commands_are_accepted(command):
-    python, script, *flags = command.split()
+    python, script, *flags = shlex.split(command)
     assert python == "python" and (ROOT / script).exists()
     if script == "reproduce.py":
         reproduce.parse(flags)

@@ -11,11 +11,19 @@ import pytest
 
 import reproduce
 import reproduce_runs
+import reproduce_suites
 from commands import BadInput
 from conftest import ROOT
 from data import Windows, load
 from envs import TASKS
-from experiments import EXPERIMENTS, PUSHT_CONVERGED, Budget, Starts
+from experiment_row import (
+    Budget,
+    Starts,
+)
+from experiments import (
+    EXPERIMENTS,
+    PUSHT_CONVERGED,
+)
 from files import Lock
 from formats import save_npz
 from plots import FIGURES
@@ -282,6 +290,36 @@ def test_stage2(run, tmp_path):
     assert "dbp_train.py" not in again and "dbpo_ppo.py" not in again
     assert read(tmp_path / "results" / "stage2.csv") == [row]
     assert read(tmp_path / "results" / "locomotion_dbpo.csv") == curve
+
+
+def test_suites(run, tmp_path):
+    """A row tells of stages and modes; it is made once, and another setting beside it."""
+    flags = ["suites", "--tasks", "blockpush", "--seeds", 0, "--steps", 2, "--demos", 3]
+    flags += ["--episodes", 2, "--batch", 4, *TINY, *folders(tmp_path)]
+    text = run(*flags, "--settings", "delta")
+    assert "--task blockpush-delta" in text
+    (row,) = read(tmp_path / "results" / "suites.csv")
+    told = [row[k] for k in ("task", "setting", "length", "demos", "episodes")]
+    assert told == ["blockpush-delta", "delta", "2 steps", "3", "2"]
+    assert float(row["p1"]) >= float(row["p2"]) and row["p3"] == ""
+    assert sum(float(m.split(":")[1]) for m in row["modes"].split()) == pytest.approx(1)
+    assert "dbp_train.py" not in run(*flags, "--settings", "delta")
+    run(*flags, "--settings", "diffusion")
+    rows = read(tmp_path / "results" / "suites.csv")
+    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("delta", 1), ("diffusion", 100)]
+
+
+def test_suites_record_what_does_not_ship(tmp_path, monkeypatch):
+    """The scripted demonstrations are made once, where fewer than are wanted ship."""
+    args = reproduce.parse(["suites", "--out", str(tmp_path)])
+    assert reproduce_suites.recorded("blockpush", 200, args) == ROOT / "demos" / "blockpush.npz"
+    monkeypatch.setattr(reproduce_suites, "HERE", tmp_path)
+    path = reproduce_suites.recorded("blockpush", 3, args)
+    assert path == tmp_path / "blockpush-3.npz"
+    assert len(load(TASKS["blockpush"], path)) == 3
+    made = path.stat().st_mtime_ns
+    assert reproduce_suites.recorded("blockpush", 3, args) == path
+    assert path.stat().st_mtime_ns == made
 
 
 def test_list(run, tmp_path):
