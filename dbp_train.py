@@ -24,7 +24,7 @@ from dbp_report import LOG_EVERY, Report
 from drift import chunk_loss
 from encoders import vision_of
 from files import load_torch
-from policy import Policy, data_ranges
+from policy import EMA, Policy, data_ranges
 from ranks import ALONE, of_torchrun
 from runs import load_state
 from saves import (
@@ -111,31 +111,6 @@ def progress(x, pos):
         "mean": to_expert.mean(),
         "diversity": rms(x - x.mean(1, keepdim=True)).mean(),
     }
-
-
-class EMA:
-    """The moving average of parameters, with the decay min(largest, 1 - (1 + n) ** -power)."""
-
-    def __init__(self, module, largest, power):
-        self.names, self.params = zip(*module.named_parameters())
-        self.mean = [p.detach().clone() for p in self.params]
-        self.largest = largest
-        self.power = power
-
-    @torch.no_grad()
-    def update(self, n):
-        """Take the parameters in after step n."""
-        decay = min(self.largest, 1 - (1 + n) ** -self.power)
-        torch._foreach_lerp_(self.mean, [p.detach() for p in self.params], 1 - decay)
-
-    def state_dict(self):
-        """{name: averaged parameter}."""
-        return dict(zip(self.names, self.mean))
-
-    def load_state_dict(self, state):
-        """Go on from what state_dict() gave."""
-        for name, mean in zip(self.names, self.mean):
-            mean.copy_(state[name])
 
 
 def lr_factor(step, total, warmup, schedule):

@@ -1,9 +1,10 @@
 """Stage 2, DBPO: PPO with exact likelihoods on a pretrained one-step policy.
 
 Source: arXiv 2604.03540, Eqs. 12-17, 43-57. The equations are in dbpo_loss.py, the reward and the
-roll-out in dbpo_rollout.py. The checkpoint names its task. Every iteration collects chunks with
-noise, computes advantages, and updates critic and actor. What comes out is an ordinary policy that
-acts with its mean, in one forward pass. The run folder gets init.pt (the policy that it began
+roll-out in dbpo_rollout.py, the update in dbpo_update.py. The checkpoint names its task. Every
+iteration collects chunks with noise, computes advantages, and updates critic and actor. What comes
+out is an ordinary policy that acts with its mean, in one forward pass, by weights averaged over the
+last iterations. The run folder gets init.pt (the policy that it began
 from), ckpt.pt (the last one), best.pt, state.pt (for --resume), logs and curves.png. Under torchrun
 the simulators are split over the processes, and the update is that of one process (ranks.py).
 """
@@ -17,18 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from commands import START_SEEDS, BadInput, Parser, cli, flags_of, step_seed
 from dbpo_flags import add_flags, resolve
-from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss, gae
+from dbpo_loss import Actor, Critic, ReturnScale, actor_loss, critic_loss
 from dbpo_noise import noise_for
-from dbpo_rollout import apply, collect, leaves, make_buffer, take, whole_buffer
+from dbpo_rollout import collect, leaves, make_buffer, whole_buffer
+from dbpo_update import advantages, update
 from envs import Simulators, closing
 from evaluate import bootstrap, evaluate, line, log_score, smoothness
-from policy import Policy
-from ranks import ALONE, of_torchrun
+from policy import EMA, Policy
+from ranks import of_torchrun
 from runs import Run, curves, load_state
 from saves import (
     Interrupts,
@@ -37,7 +38,6 @@ from saves import (
     check_tensor,
     claimed,
     counter,
-    first_not_finite,
     moments,
     number,
     policy_of,
@@ -61,90 +61,6 @@ FREE_ON_RESUME = {
     "episodes",
     "one_process",
 }
-
-
-# ---- the update ---------------------------------------------------------------------------------
-
-
-def update(
-    module,
-    opt,
-    loss_of,
-    buffer,
-    *,
-    epochs,
-    batch,
-    max_grad_norm,
-    generator,
-    ranks=ALONE,
-):
-    """Epochs of minibatches over the buffer, for the actor or the critic.
-
-    loss_of maps a minibatch to (loss, detached figures). ranks: the processes, which hold the same
-    buffer and share each minibatch. Figures are copied to the host once. Returns their means over
-    the last epoch, and those of the first minibatch, before any step. Raises FloatingPointError if
-    a loss or a gradient was not finite.
-    """
-    flat = apply(lambda v: v.flatten(0, 1), buffer)
-    n = len(flat["z"])
-    first = None
-    finite = []  # of each minibatch, a number that is finite if its loss and its gradient are
-    for _ in range(epochs):
-        seen = []
-        weights = []
-        for i in torch.randperm(n, device=flat["z"].device, generator=generator).split(batch):
-            rows = ranks.share(i)
-            if not len(rows):
-                rows = i[:1]  # a process without a row joins in with one, whose weight is 0
-            loss, now = loss_of(take(flat, rows))
-            ranks.backward(loss, len(i))
-            grad = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
-            finite.append(loss.detach() + grad)
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-            seen.append(torch.stack(list(now.values())))
-            weights.append(ranks.weight(len(i)))
-        names = list(now)
-        if first is None:
-            first = over_processes(seen[:1], weights[:1], names, ranks)[0]
-    last = over_processes(seen, weights, names, ranks).mean(0)
-    bad = first_not_finite(ranks.total(torch.stack(finite)).unbind())
-    if bad is not None:
-        name = type(module).__name__.lower()
-        raise FloatingPointError(
-            f"the {name}'s loss or gradient was not finite at update {bad + 1}"
-        )
-    return dict(zip(names, last.tolist())), dict(zip(names, first.tolist()))
-
-
-def over_processes(seen, weights, names, ranks):
-    """Figures of minibatches, of this process's rows -> of the rows of all: (minibatches, figures).
-
-    weights: what its rows count in each minibatch. All figures are means, but `off` is the largest.
-    """
-    here = torch.stack(seen)
-    every = ranks.total(here * torch.tensor(weights, device=here.device)[:, None])
-    if "off" in names:
-        off = names.index("off")
-        every[:, off] = ranks.largest(here[:, off])
-    return every
-
-
-def advantages(buffer, scale, args):
-    """Scale the rewards, fill in returns and normalised advantages. Returns two figures.
-
-    The critic's targets have a lambda of their own (note 24).
-    """
-    ended = buffer["ended"]
-    std = scale.update(buffer["reward"].cpu().numpy(), ended.cpu().numpy())
-    buffer["reward"] /= std  # note 11
-    known = [buffer[k] for k in ("reward", "value", "next_value", "ended")]
-    buffer["return"] = gae(*known, args.gamma, args.critic_lambda) + buffer["value"]
-    advantage = gae(*known, args.gamma, args.gae_lambda)
-    buffer["advantage"] = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    left = (buffer["return"] - buffer["value"]).var()
-    explained = 1 - left / buffer["return"].var().clamp_min(1e-12)
-    return {"explained": explained.item(), "reward_scale": std}
 
 
 # ---- schedules ----------------------------------------------------------------------------------
@@ -202,6 +118,7 @@ class Training:
         self.interrupts = Interrupts(quiet=not ranks.first)
         self.timer = Timer(args.save_every)
         self.frozen = copy.deepcopy(policy).requires_grad_(False)  # theta_0 of Eq. 16
+        self.ema = EMA(policy, args.ema, power=1)
         self.sigma = args.sigma
         self.actor = Actor(policy, math.nan, args.sigma_range, args.rho)
         self.critic = Critic(policy)
@@ -262,6 +179,7 @@ class Training:
             for name, module, weights in (
                 ("init.pt", self.frozen, start.state_dict()),
                 ("weights", self.policy, policy["weights"]),
+                ("ema", self.ema, policy["ema"]),
                 ("head", self.actor.head, state["head"]),
                 ("critic", self.critic, state["critic"]),
             ):
@@ -320,12 +238,20 @@ class Training:
             "moments": [moments(self.opt_critic), moments(self.opt_actor)],
         }
 
-        def write_policy(path):
-            self.policy.save(path, flags=self.flags, step=self.env_steps)
-
         if self.ranks.first:
-            write(self.out, self.env_steps, write_policy, state)
+            write(self.out, self.env_steps, self.save_policy, state)
         self.timer.restart()
+
+    def save_policy(self, path):
+        """Write a checkpoint: the last weights, and the averaged ones, which act."""
+        ema = self.ema.state_dict()
+        self.policy.save(path, flags=self.flags, ema=ema, step=self.env_steps)
+
+    def deployed(self):
+        """The policy as it would be deployed: with the averaged weights (note 58)."""
+        policy = copy.deepcopy(self.policy).requires_grad_(False)
+        policy.load_state_dict({**policy.state_dict(), **self.ema.state_dict()})
+        return policy
 
     def log(self, now):
         """Write a row of an iteration's figures, and show some of them."""
@@ -354,21 +280,21 @@ class Training:
 
     def choose(self):
         """Evaluate on the starts that choose, log it, and keep the best policy as best.pt."""
-        result = self.judged(self.policy, start_seed=CHOICE_SEED)
+        result = self.judged(self.deployed(), start_seed=CHOICE_SEED)
         log_score(self.run, self.env_steps, result, minutes=self.minutes, iteration=self.it)
         self.bar.write(
             f"iteration {self.it}, {self.env_steps} steps, {self.minutes:.1f} min: {line(result)}"
         )
         if result["score"] > self.best:
             self.best = float(result["score"])
-            self.policy.save(self.out / "best.pt", flags=self.flags, step=self.env_steps)
+            self.save_policy(self.out / "best.pt")
 
     def finish(self):
         """Compare before and after on the standard starts, draw the curves, print the last line."""
         self.bar.close()
         best, _ = Policy.load(self.out / "best.pt", self.args.device)
         best.set_executed(self.policy.T_a)
-        before, after, chosen = (self.judged(p) for p in (self.frozen, self.policy, best))
+        before, after, chosen = (self.judged(p) for p in (self.frozen, self.deployed(), best))
         if not any("final_score" in row for row in self.run.rows):
             results = {"before": before, "final": after, "best": chosen}
             told = {
@@ -509,6 +435,7 @@ def iterate(run, generator):
     seconds = time.perf_counter() - clock
     steps = buffer["ran"].sum().item()
     run.it += 1
+    run.ema.update(run.it)
     run.env_steps += int(steps)
     run.minutes += seconds / 60
     every = run.ranks.whole(torch.from_numpy(scores.T), args.num_envs).T.numpy()  # (S, N)

@@ -372,3 +372,28 @@ def batch_of(obs):
 def show(specs):
     """Names, shapes and dtypes for an error message: "state (2, 20) float32, ..."."""
     return ", ".join(f"{k} {tuple(map(int, v[:-1]))} {v[-1]}" for k, v in specs.items()) or "none"
+
+
+class EMA:
+    """The moving average of parameters, with the decay min(largest, 1 - (1 + n) ** -power)."""
+
+    def __init__(self, module, largest, power):
+        self.names, self.params = zip(*module.named_parameters())
+        self.mean = [p.detach().clone() for p in self.params]
+        self.largest = largest
+        self.power = power
+
+    @torch.no_grad()
+    def update(self, n):
+        """Take the parameters in after step n."""
+        decay = min(self.largest, 1 - (1 + n) ** -self.power)
+        torch._foreach_lerp_(self.mean, [p.detach() for p in self.params], 1 - decay)
+
+    def state_dict(self):
+        """{name: averaged parameter}."""
+        return dict(zip(self.names, self.mean))
+
+    def load_state_dict(self, state):
+        """Go on from what state_dict() gave."""
+        for name, mean in zip(self.names, self.mean):
+            mean.copy_(state[name])

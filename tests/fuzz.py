@@ -325,10 +325,11 @@ def still(module):
 def read_flags(folder):
     """What reads flags.json: reproduce.py, before it goes on with a run."""
     import reproduce
+    import reproduce_pusht
 
     data = folder.parent / "files" / "tiny" / "demos.npz"
     args = reproduce.parse(["pusht", "--data", str(data), "--batch", "8"])
-    yield lambda: reproduce.check_same_data(folder / "run", args)
+    yield lambda: reproduce_pusht.check_same_data(folder / "run", args)
 
 
 def read_logs(folder):

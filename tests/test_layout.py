@@ -65,6 +65,7 @@ FLOORS = (
         "modes",
         "seen",
         "dbpo_noise",
+        "dbpo_update",
         "dbp_flags",
         "dbp_report",
         "dbpo_flags",
@@ -77,7 +78,7 @@ FLOORS = (
     ("chapter_pusht", "chapter_ablations", "chapter_stage2", "chapter_suites"),
     ("report", "reproduce_runs"),
     ("reproduce_clouds", "reproduce_stage2"),
-    ("reproduce_suites",),
+    ("reproduce_suites", "reproduce_pusht"),
     ("reproduce",),
 )
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}

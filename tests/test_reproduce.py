@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import reproduce
+import reproduce_pusht
 import reproduce_runs
 import reproduce_suites
 from commands import BadInput
@@ -196,7 +197,7 @@ def test_damaged_flags_are_told(tmp_path, text):
     if text is not None:
         (tmp_path / "flags.json").write_bytes(text)
     with pytest.raises(BadInput, match="flags.json is damaged or missing: move the folder away"):
-        reproduce.check_same_data(tmp_path, None)
+        reproduce_pusht.check_same_data(tmp_path, None)
 
 
 def test_a_run_that_another_process_makes_is_told(pusht, tmp_path, capfd):
@@ -304,9 +305,9 @@ def test_suites(run, tmp_path):
     assert float(row["p1"]) >= float(row["p2"]) and row["p3"] == ""
     assert sum(float(m.split(":")[1]) for m in row["modes"].split()) == pytest.approx(1)
     assert "dbp_train.py" not in run(*flags, "--settings", "delta")
-    run(*flags, "--settings", "diffusion")
+    run(*flags, "--settings", "bc")
     rows = read(tmp_path / "results" / "suites.csv")
-    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("delta", 1), ("diffusion", 100)]
+    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("delta", 1), ("bc", 1)]
 
 
 def test_suites_record_what_does_not_ship(tmp_path, monkeypatch):
@@ -382,7 +383,7 @@ def test_the_queue_passes_over_what_another_makes_and_what_fails(
         raise BadInput("no training")
 
     monkeypatch.setattr(reproduce, "Lock", lock)
-    monkeypatch.setattr(reproduce, "finished", fails)
+    monkeypatch.setattr(reproduce_pusht, "finished", fails)
     with pytest.raises(BadInput, match="1 of 1 runs failed: dbp, seed 0"):
         run("queue", *folders(tmp_path))
     assert taken == [".queue-bc-seed0", ".queue-dbp-seed0"]

@@ -34,11 +34,11 @@ from commands import BadInput
 from conftest import ROOT, cli, write_demos
 from data import Windows, load
 from dbp_flags import chosen_dims
-from dbp_train import EMA, Budget, check_shares, lr_factor, progress
+from dbp_train import Budget, check_shares, lr_factor, progress
 from envs import TASKS
 from files import load_torch, save_torch
 from formats import save_npz
-from policy import Policy
+from policy import EMA, Policy
 from ranks import ALONE
 from runs import read_log
 
@@ -564,14 +564,14 @@ def test_ctrl_c(tmp_path, demos, quick):
 
 def interrupt_at(monkeypatch, step, times=1):
     """Let Ctrl-C come in the middle of a step of this process's training, so many times."""
-    real = dbp_train.EMA.update
+    real = EMA.update
 
     def update(ema, n):
         for _ in range(times if n == step else 0):
             signal.raise_signal(signal.SIGINT)
         real(ema, n)
 
-    monkeypatch.setattr(dbp_train.EMA, "update", update)
+    monkeypatch.setattr(EMA, "update", update)
 
 
 def ends_with(capsys, *flags):
