@@ -69,8 +69,8 @@ def add_policy(p):
         "--sigma-final",
         type=float,
         metavar="SHARE",
-        help="the share of sigma, and of its bounds, that is left at the end, evenly in the "
-        f"logarithm {by_task('sigma_final')}",
+        help="the share of sigma, and of its bounds, that is left at the end: they fall in the "
+        f"second half of the run, evenly in the logarithm {by_task('sigma_final')}",
     )
     g.add_argument(
         "--rho",
@@ -227,7 +227,7 @@ def add_update(p):
     g.add_argument(
         "--ema",
         type=float,
-        default=0.9,
+        default=0.8,
         help="the decay, an iteration, of the weights' moving average, which is the policy that is "
         "evaluated and kept; 0: the last weights",
     )

@@ -97,8 +97,12 @@ def paced(pace, kl, target_kl):
 
 
 def annealed(sigma, it, args):
-    """The noise at an iteration: sigma at first, its share sigma_final at the end (note 12)."""
-    return sigma * args.sigma_final ** (it / args.num_iterations)
+    """The noise at an iteration: sigma for half of the run, its share sigma_final in the end.
+
+    It falls evenly in the logarithm (note 12).
+    """
+    fallen = max(2 * it / args.num_iterations - 1, 0)
+    return sigma * args.sigma_final**fallen
 
 
 # ---- training -----------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ def whole_episodes(chunks, **more):
         "minibatch_size": 100 * chunks // 8,
         "update_epochs": 1,
         "target_kl": 0.03,
+        "sigma_final": 0.5,
         "gamma": 1.0,
         "gae_lambda": 0.5,
         "critic_lambda": 1.0,

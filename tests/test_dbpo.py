@@ -584,8 +584,8 @@ def test_schedules_by_hand():
     factor = [learning_rates(it, 1.0, args)[0] / 2 for it in range(10)]
     ramp = [learning_rates(it, 1.0, args)[1] / factor[it] for it in range(10)]
     assert ramp == pytest.approx([0, 0, 0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1])
-    sigma = [annealed(0.16, it, args) for it in (0, 50, 100)]
-    assert sigma == pytest.approx([0.16, 0.04, 0.01])
+    sigma = [annealed(0.16, it, args) for it in (0, 50, 75, 100)]
+    assert sigma == pytest.approx([0.16, 0.16, 0.04, 0.01])
 
 
 def test_pace_by_hand():
