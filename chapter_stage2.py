@@ -26,6 +26,8 @@ STAGE2_WORDS = {
     "walker2d-no-anchor": "the same, without the anchor",
     "pusht-shipped-falling": "first command's, with `--sigma-final 0.3 --smooth 1`",
     "pusht-early-falling": "early policy, with `--sigma-final 0.3 --smooth 1`",
+    "pusht-shipped-staying": "first command's, with `--sigma-final 1 --ema 0`",
+    "pusht-early-staying": "early policy, with `--sigma-final 1 --ema 0`",
 }
 
 WHITE_WORDS = {
@@ -91,7 +93,7 @@ def stage2_smooth(results):
         yield paragraph("No run yet.")
         return
     names = [r["setting"].removesuffix("-anchor").removesuffix("-no") for r in own]
-    names = [name.removesuffix("-falling") for name in names]
+    names = [name.removesuffix("-falling").removesuffix("-staying") for name in names]
     kinds = dict.fromkeys(names)
     yield made(f"python reproduce.py stage2 --tasks {' '.join(kinds)}", own) + (
         " The machine was shared with other runs, so the minutes are too many. Rows that name flags"

@@ -312,15 +312,16 @@ STAGE2_KEYS = ("setting", "seed", "episodes", "start_seed")
 NO_ANCHOR = ("--anchor", 0)
 WHITE = "its noise was white and of a size set by hand, its reward another"
 FALLING = "its noise fell to 0.3 of what it was, and the motion cost more (--smooth 1)"
+STAYING = "its noise stayed, and its last weights were kept, not their average"
 
 
 def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=None):
     """Push-T: each seed's policy after `steps` of Stage 1, improved.
 
     of: the kind of policy. stage1_seed: of the one policy that all seeds begin from. removed: what
-    was otherwise before (WHITE or FALLING), which the name then tells.
+    was otherwise before (WHITE, FALLING or STAYING), which the name then tells.
     """
-    before = {"": "", WHITE: "-white", FALLING: "-falling"}[removed]
+    before = {"": "", WHITE: "-white", FALLING: "-falling", STAYING: "-staying"}[removed]
     name = of + before + ("" if anchor else "-no-anchor")
     command = f"python reproduce.py stage2 --tasks {of.replace('best', 'shipped')}"
     return Experiment(
@@ -392,6 +393,8 @@ STAGE2 = (
     ),
     pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=FALLING),
     pusht_stage2("pusht-early", steps=2000, removed=FALLING),
+    pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=STAYING),
+    pusht_stage2("pusht-early", steps=2000, removed=STAYING),
     pusht_stage2("pusht-early", steps=2000, removed=WHITE),
     pusht_stage2("pusht-early", steps=2000, anchor=False, removed=WHITE),
     pusht_stage2("pusht-best", steps=8000, removed=WHITE),

@@ -4,6 +4,7 @@ Every function takes the Results and returns a matplotlib Figure, or None where 
 Dots and thin lines are seeds, bars and thick lines their mean, crosses the paper's figures.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +68,12 @@ def anchor_pair(rows, stem, starts):
 # ---- parts of figures ---------------------------------------------------------------------------
 
 
-def sheet(width, height, panels=1, **how):
-    """A Figure and its axes in a row, without the upper and the right spine."""
+def sheet(width, height, panels=1, rows=1, **how):
+    """A Figure and its axes, row by row, without the upper and the right spine."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False, **how)[0]
+    axes = figure.subplots(rows, panels, squeeze=False, **how).flatten()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -404,7 +405,10 @@ def stage2_noise(results):
     kinds = list(dict.fromkeys(run.rsplit("-seed", 1)[0] for run in runs))
     if not kinds:
         return None
-    figure, axes = sheet(7 * len(kinds), 4, len(kinds))
+    rows_of_panels = math.ceil(len(kinds) / 3)
+    figure, axes = sheet(18, 4 * rows_of_panels, 3, rows_of_panels)
+    for ax in axes[len(kinds) :]:
+        ax.remove()
     for ax, kind in zip(axes, kinds):
         own = [run for run in runs if run.rsplit("-seed", 1)[0] == kind]
         curves(ax, [points_of(rows, run, "step", 1e6) for run in own], WITH_ANCHOR, "without noise")
@@ -413,9 +417,9 @@ def stage2_noise(results):
         )
         ax.set(title=kind, xlabel="Environment steps, millions", xlim=(0, None))
         ax.legend(frameon=False, fontsize=8, loc="lower right")
-    axes[0].set_ylabel("Score, 50 episodes from seed 200000")
-    words = " (falling: with the defaults before)" if any("-falling" in k for k in kinds) else ""
-    figure.suptitle(f"Stage 2 with the default flags{words}")
+    for ax in axes[::3]:
+        ax.set_ylabel("Score, starts from seed 200000")
+    figure.suptitle("Stage 2 (falling, staying: how the noise was before)")
     return figure
 
 
