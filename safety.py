@@ -241,6 +241,7 @@ def clip_speeds(times, points, now, here, speed, cell):
         raise Refused(f"a speed of {fastest.max():.1f} rad/s")
     clipped = []
     before = np.array(here[:, :6], float)
+    low, high = cell.joints
     for k, period in enumerate(seconds):
         wanted = (points[k, :, :6] - before) / period
         allowed = np.clip(wanted, -cell.speed, cell.speed)
@@ -250,7 +251,8 @@ def clip_speeds(times, points, now, here, speed, cell):
         speed = np.clip(allowed, speed - change, speed + change)
         if (speed != allowed).any():
             clipped.append("acceleration")
-        before = before + speed * period
+        # What brakes too slowly would pass its target, but not the joint's limit.
+        before = np.clip(before + speed * period, np.minimum(low, before), np.maximum(high, before))
         points[k, :, :6] = before
     return list(dict.fromkeys(clipped))
 

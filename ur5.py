@@ -336,7 +336,7 @@ class Arm:
         return self.fault
 
     def plan(self, times, q, grip):
-        """Overwrite the plan from times[0] on; ValueError as of Plan.overwrite: it then goes on.
+        """Overwrite the plan's future; ValueError as of Plan.overwrite: it then goes on.
 
         times (n,): time.monotonic(), rising; q (n, 6) in rad; grip (n,), 0 open .. 1 closed.
         """
@@ -486,7 +486,7 @@ class FakeArm:
         return State(**self.servo.state(), period_p50=period, period_p99=period, period_max=period)
 
     def plan(self, times, q, grip):
-        """Overwrite the plan from times[0] on, see Arm.plan."""
+        """Overwrite the plan's future, see Arm.plan."""
         self.live()
         self.servo.plan.overwrite(times, q, grip, self.time)
 
