@@ -299,10 +299,9 @@ class Loop:
 
     def summary(self):
         """The log's summary, the servos' periods and the reason of a stop."""
-        states = [arm.state() for arm in self.arms]
         found = self.log.summary()
-        found["servo_period_p50_ms"] = 1e3 * max(state.period_p50 for state in states)
-        found["servo_period_p99_ms"] = 1e3 * max(state.period_p99 for state in states)
+        for name in ("p50", "p99"):
+            found[f"servo_period_{name}_ms"] = 1e3 * max(arm.periods()[name] for arm in self.arms)
         found["camera_hz"] = {name: round(hz, 1) for name, hz in self.cameras.measured().items()}
         found["stopped"] = self.stopped
         return found
