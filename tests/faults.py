@@ -42,11 +42,10 @@ import numpy as np
 
 from commands import BadInput, Parser, above_zero, check_seed, cli
 from files import atomic, check_output
-from realrobot import D_A, WATCH, Loop
+from realrobot import D_A, Loop
 from robot_cameras import Cameras
 from robot_setup import ARMS, HOSTS, servo_limits
-from safety import STOP, Cell, Patience, skeleton, violations
-from servo import Limits
+from safety import STOP, Cell, skeleton, violations
 from ur5 import Arm
 from ur_controller import STOPPED
 from ur_server import ServerProcess
@@ -63,9 +62,12 @@ CONSTANT = 0.002  # rad that a target may still change by
 CLOSE = 0.02  # rad from the target to the joint
 BEYOND = 0.002  # metres or rad beyond a limit: the twin's servos overshoot a little
 
-# What is promised, in seconds.
-LOOK = WATCH + 2 / RATE  # until the second thread has seen a fault, and the arms have heard of it
-DOG = 1 / Limits.watchdog  # of the watchdog in each arm's own program
+# What ROBOT.md and servo.py promise, in seconds: written out, so that a change there is noticed.
+LOOK = 0.014  # until the second thread has seen a fault, and both arms have heard of it
+DOG = 0.1  # of the watchdog in each arm's own program
+SILENT = 0.2  # until a process that says nothing is given up
+NEWS = 3 / 30  # until a frame is too old: two periods of a camera, and the one it was in
+PAUSE = 0.5  # a hold, before it becomes a stop
 RECONNECT = 0.15  # for which ur_rtde blocks where it connects again by itself
 SETTLE = 0.3  # in which the twin's joints, which lag by 0.1 s, come to rest at a constant target
 
@@ -465,7 +467,6 @@ def one_nan(chunk):
 
 OLD = r"(held: SIDE arm: its state is .* old\n)?"  # the loop may see it before the arm's servo does
 LOST = r"((receive|control|gripper) lost|state stale|the arm's process (has ended|is silent))"
-NEWS = 1 / 30 + Patience.frame  # a camera's last frame may be a period older than the fault
 
 FAULTS = {
     "joint limit, small": small(
@@ -540,7 +541,7 @@ FAULTS = {
     "stale state": Fault(
         kill(signal.SIGSTOP),
         r"held: SIDE arm: its state .*\nstopped: SIDE arm: the arm's process is silent.*",
-        Limits.silent + LOOK,
+        SILENT + LOOK,
     ),
     "missed policy deadline": Fault(hang, HELD + ENDED, TAIL + LOOK, heal=wake),
     "RTDE stream stalled": Fault(
@@ -647,7 +648,7 @@ def try_moment(fault, rig, i, wait):
         samples = []
         ends = fault.within + SETTLE
         if rig.loop and fault.stops:
-            ends += Patience.held
+            ends += PAUSE
             watch(rig, ends + 2, samples, until=lambda: rig.loop.stopped)
             ends = SETTLE
         watch(rig, ends, samples)
