@@ -31,21 +31,20 @@ class Plan:
         return point[:6].copy(), float(point[6])
 
     def overwrite(self, times, q, grip, now):
-        """Replace what is planned from times[0] on -> how many of the new waypoints are used.
+        """Replace what is planned from now on -> how many of the new waypoints are used.
 
-        times (n,), rising; q (n, 6); grip (n,). Waypoints that are not after `now` are dropped: the
-        plan then leads straight from where it is to the first one left. If none is left, or the
-        waypoints are refused, the old plan stays as it was. Raises ValueError for waypoints of a
-        wrong shape or order, or that are not finite.
+        times (n,), rising; q (n, 6); grip (n,). Waypoints that are not after `now` are dropped. The
+        plan leads straight from where it is to the first one left, so it goes as fast as was
+        checked (note 58). If none is left, or the waypoints are refused, the old plan stays as it
+        was. Raises ValueError for waypoints of a wrong shape or order, or that are not finite.
         """
         times, points = checked(times, q, grip)
         ahead = times > now
         if not ahead.any():
             return 0
-        kept = (self.times > now) & (self.times < times[0])
         here = np.append(*self.at(now))  # at(now) is the same before and after: no jump
-        self.times = np.concatenate([[now], self.times[kept], times[ahead]])
-        self.points = np.concatenate([here[None], self.points[kept], points[ahead]])
+        self.times = np.concatenate([[now], times[ahead]])
+        self.points = np.concatenate([here[None], points[ahead]])
         return int(ahead.sum())
 
     def hold(self, now):

@@ -140,7 +140,7 @@ class Loop:
         self.generator = torch.Generator().manual_seed(seed)
         self.z = None
         self.z_until = -np.inf
-        self.history = deque(maxlen=4096)  # (time, proprio (14,))
+        self.history = deque()  # (time, proprio (14,)), as far back as observations go
         self.plan_end = None  # the time of the last target that the arms have
         self.held = None  # since when they are held
         self.stopped = ""  # why they were stopped
@@ -172,6 +172,8 @@ class Loop:
         if not self.history or t_obs > self.history[-1][0]:
             self.history.append((t_obs, np.concatenate([numbers(state) for state in states])))
         times = t_obs - self.dt * np.arange(self.policy.T_o - 1, -1, -1)
+        while len(self.history) > 1 and self.history[1][0] <= times[0]:
+            self.history.popleft()  # nobody asks for what was before
         obs = {}
         for name in self.policy.specs:
             seen = self.measured(times) if name == "proprio" else self.cameras.at(name, times)
@@ -180,11 +182,8 @@ class Loop:
 
     def measured(self, times):
         """The arms' joints and grippers at times (n,): (n, 14) float32, the first ones before."""
-        known = [t for t, _ in self.history]
-        first = max(np.searchsorted(known, times[0]) - 1, 0)
-        recent = list(self.history)[first:]
-        own = [t for t, _ in recent]
-        values = np.array([numbers for _, numbers in recent])
+        own = [t for t, _ in self.history]
+        values = np.array([numbers for _, numbers in self.history])
         return np.stack([np.interp(times, own, y) for y in values.T], 1).astype(np.float32)
 
     def act(self, obs, t_obs):
@@ -300,10 +299,9 @@ class Loop:
 
     def summary(self):
         """The log's summary, the servos' periods and the reason of a stop."""
-        states = [arm.state() for arm in self.arms]
         found = self.log.summary()
-        found["servo_period_p50_ms"] = 1e3 * max(state.period_p50 for state in states)
-        found["servo_period_p99_ms"] = 1e3 * max(state.period_p99 for state in states)
+        for name in ("p50", "p99"):
+            found[f"servo_period_{name}_ms"] = 1e3 * max(arm.periods()[name] for arm in self.arms)
         found["camera_hz"] = {name: round(hz, 1) for name, hz in self.cameras.measured().items()}
         found["stopped"] = self.stopped
         return found

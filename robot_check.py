@@ -94,7 +94,7 @@ def moving(args, connected, policy):
                 state = arm.state()
                 words = (
                     f"mode {state.mode}, safety bits {state.safety_bits:#b}, speed "
-                    f"{100 * state.scaling:.0f} %, period p99 {1e3 * state.period_p99:.1f} ms"
+                    f"{100 * state.scaling:.0f} %, period p99 {1e3 * arm.periods()['p99']:.1f} ms"
                 )
                 yield f"{side} arm", state.fault is None, state.fault or words
             for name, hz in cameras.measured().items():

@@ -3,6 +3,8 @@
 import contextlib
 
 from commands import BadInput
+from safety import read_cell
+from servo import Limits
 
 ARMS = ("left", "right")
 ARM = 7  # numbers of an arm in "proprio" and in an action: six joints, the gripper
@@ -54,6 +56,15 @@ def fit(policy, path, robot):
         )
 
 
+def servo_limits(cell):
+    """An arm's servo's own Limits in a cell.
+
+    A chunk that reaches the servo late would be caught up with faster than was checked, so it
+    limits the speed, too; 2 % more, as it would lag behind for ever after a pause otherwise.
+    """
+    return Limits(speed=1.02 * cell.speed)
+
+
 @contextlib.contextmanager
 def connected(args, task, specs):
     """Inside the `with`: (arms, cameras, scene) as the flags say; both arms are stopped at its end.
@@ -74,7 +85,7 @@ def connected(args, task, specs):
             server = stack.enter_context(ServerProcess(*flags, "--rate", args.servo_hz))
             scene = TwinScene(server, task)
             hosts = HOSTS
-        arms = [Arm(host, args.servo_hz) for host in hosts]
+        arms = [Arm(host, args.servo_hz, servo_limits(read_cell(args.cell))) for host in hosts]
         for arm in arms:
             stack.callback(arm.close)
             arm.start()

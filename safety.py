@@ -122,21 +122,23 @@ def skeleton(q, i, cell):
             [0, 0, 0, 1],
         ]
     )
+    lengths = np.array(d)
+    lengths[5] += cell.tool
+    steps = transforms(q, np.array(a), lengths, np.array(ALPHA))
     found = []
     for k in range(6):
-        length = d[k] + (cell.tool if k == 5 else 0)
-        T = T @ transform(q[..., k], a[k], length, ALPHA[k])
+        T = T @ steps[..., k, :, :]
         if k != 3:  # it lies on the line to the next one, nearly
             found.append(T[..., :3, 3])
     return np.stack(found, -2)
 
 
-def transform(theta, a, d, alpha):
-    """Denavit and Hartenberg's transform of a joint at angles theta (...,): (..., 4, 4)."""
+def transforms(theta, a, d, alpha):
+    """Denavit and Hartenberg's transforms of joints at angles theta (..., 6): (..., 6, 4, 4)."""
     c = np.cos(theta)
     s = np.sin(theta)
-    ca = math.cos(alpha)
-    sa = math.sin(alpha)
+    ca = np.cos(alpha)
+    sa = np.sin(alpha)
     T = np.zeros((*np.shape(theta), 4, 4))
     T[..., 0, 0] = c
     T[..., 0, 1] = -s * ca
@@ -162,6 +164,16 @@ def along(points):
     return np.concatenate([lines, points[..., -1:, :]], -2)
 
 
+def nearest(left, right):
+    """The smallest distance of points (n, L, 3) to points (n, R, 3): (n,).
+
+    By |l|^2 + |r|^2 - 2 l r, in a third of the time that the differences take.
+    """
+    squares = (left**2).sum(-1)[:, :, None] + (right**2).sum(-1)[:, None]
+    squares = squares - 2 * left @ right.swapaxes(1, 2)
+    return np.sqrt(np.maximum(squares.min((1, 2)), 0))
+
+
 def violations(points, cell):
     """How far points (n, 2, 7) are beyond each limit of space, in metres: {name: (n,)}, 0 inside.
 
@@ -174,9 +186,7 @@ def violations(points, cell):
         tool = bones[i][:, -1]
         beyond.append(np.maximum(low - tool, tool - high).max(1))
     lowest = np.minimum(bones[0][:, 1:, 2].min(1), bones[1][:, 1:, 2].min(1))
-    left = along(bones[0])[:, :, None]
-    right = along(bones[1])[:, None]
-    gap = np.linalg.norm(left - right, axis=-1).min((1, 2))
+    gap = nearest(along(bones[0]), along(bones[1]))
     found = {
         "workspace box": np.maximum(*beyond),
         "table": cell.table - lowest,
@@ -232,15 +242,20 @@ def clip_speeds(times, points, now, here, speed, cell):
     Each target is led from the one before it, so the arms come late and catch up.
     """
     seconds = np.diff(times, prepend=now)
-    wanted = np.abs(np.diff(points[..., :6], axis=0, prepend=here[None, :, :6])).max((1, 2))
-    fastest = wanted / seconds
+    speeds = np.diff(points[..., :6], axis=0, prepend=here[None, :, :6]) / seconds[:, None, None]
+    changes = np.abs(np.diff(speeds, axis=0, prepend=speed[None])).max((1, 2))
+    fastest = np.abs(speeds).max((1, 2))
     most = cell.small_speed * cell.speed
     if fastest[0] > most:
-        raise Refused(f"the first target is {wanted[0]:.2f} rad from where the arm is")
+        far = fastest[0] * seconds[0]
+        raise Refused(f"the first target is {far:.2f} rad from where the arm is")
     if fastest.max() > most:
         raise Refused(f"a speed of {fastest.max():.1f} rad/s")
+    if fastest.max() <= cell.speed and (changes <= cell.acceleration * seconds).all():
+        return []  # the steps below would change nothing, and take longer than all the rest
     clipped = []
     before = np.array(here[:, :6], float)
+    low, high = cell.joints
     for k, period in enumerate(seconds):
         wanted = (points[k, :, :6] - before) / period
         allowed = np.clip(wanted, -cell.speed, cell.speed)
@@ -250,7 +265,8 @@ def clip_speeds(times, points, now, here, speed, cell):
         speed = np.clip(allowed, speed - change, speed + change)
         if (speed != allowed).any():
             clipped.append("acceleration")
-        before = before + speed * period
+        # What brakes too slowly would pass its target, but not the joint's limit.
+        before = np.clip(before + speed * period, np.minimum(low, before), np.maximum(high, before))
         points[k, :, :6] = before
     return list(dict.fromkeys(clipped))
 

@@ -71,9 +71,6 @@ class State:
     grip: float  # where the gripper was sent
     cycles: int  # periods of the servo so far
     fault: str | None  # what went wrong first, or why it was stopped
-    period_p50: float  # seconds between targets
-    period_p99: float
-    period_max: float
 
 
 # ---- what is checked at every period -------------------------------------------------------------
@@ -201,7 +198,7 @@ class Servo:
         return self.fault is not None and self.fault.startswith(LOST)
 
     def state(self):
-        """The State without the statistics, as a dict."""
+        """The State as a dict."""
         reading = {f.name: getattr(self.reading, f.name) for f in fields(Reading)}
         del reading["lost"]
         return {

@@ -317,11 +317,14 @@ class Arm:
         while self.shared["published"] == 0 and self.find_fault() is None:
             time.sleep(0.005)
         fault = self.find_fault()
-        record = read_shared(self.shared)
-        values = {name: record[name] for name in RECORD.names}
+        values = dict(zip(RECORD.names, read_shared(self.shared).item()))
         own = values["fault"].decode("utf-8", "replace")
         values["fault"] = (fault or own or None) if own in ("", STOPPED) else own
-        return State(**plain(values), **period_statistics(self.shared["periods"].copy()))
+        return State(**values)
+
+    def periods(self):
+        """The servo's periods so far: {"p50", "p99", "max"} in seconds."""
+        return period_statistics(self.shared["periods"].copy())
 
     def find_fault(self):
         """What this side knows of a fault, or None."""
@@ -336,7 +339,7 @@ class Arm:
         return self.fault
 
     def plan(self, times, q, grip):
-        """Overwrite the plan from times[0] on; ValueError as of Plan.overwrite: it then goes on.
+        """Overwrite the plan's future; ValueError as of Plan.overwrite: it then goes on.
 
         times (n,): time.monotonic(), rising; q (n, 6) in rad; grip (n,), 0 open .. 1 closed.
         """
@@ -371,15 +374,10 @@ class Arm:
         self.pipe.close()
 
 
-def plain(values):
-    """Numbers of a record as Python's own, but for the arrays."""
-    return {k: v if k in ARRAYS or k == "fault" else v.item() for k, v in values.items()}
-
-
 def period_statistics(counts):
     """Quantiles of the periods whose bins were counted, in seconds."""
     below = np.cumsum(counts)
-    at = {"period_p50": 0.5, "period_p99": 0.99, "period_max": 1}
+    at = {"p50": 0.5, "p99": 0.99, "max": 1}
     return {name: (np.searchsorted(below, x * below[-1]) + 0.5) * BIN for name, x in at.items()}
 
 
@@ -482,11 +480,14 @@ class FakeArm:
     def state(self):
         """The newest State."""
         self.live()
-        period = 1 / self.rate
-        return State(**self.servo.state(), period_p50=period, period_p99=period, period_max=period)
+        return State(**self.servo.state())
+
+    def periods(self):
+        """They are all alike, see Arm.periods."""
+        return dict.fromkeys(("p50", "p99", "max"), 1 / self.rate)
 
     def plan(self, times, q, grip):
-        """Overwrite the plan from times[0] on, see Arm.plan."""
+        """Overwrite the plan's future, see Arm.plan."""
         self.live()
         self.servo.plan.overwrite(times, q, grip, self.time)
 

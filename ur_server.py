@@ -47,7 +47,7 @@ HELP = """lines on standard input (ARM is 0 or 1):
   mode ARM N                the robot mode, 7 is running
   stop ARM                  the program ends
   starts ARM 0|1            whether programs that are sent begin
-  state                     joints, programs and counts of both arms
+  state                     time.monotonic(); joints, programs and counts of both arms
   scene                     of the twin: time.monotonic(), its state, and its success
   reset SEED                everything is back at its start"""
 
@@ -197,7 +197,7 @@ class Server:
         """Do what a line of HELP says -> the answer. Raises ValueError."""
         match words:
             case ["state"]:
-                return {"arms": [self.state(arm) for arm in self.arms]}
+                return {"t": time.monotonic(), "arms": [self.state(arm) for arm in self.arms]}
             case ["scene"]:
                 scene = {"state": self.plant.state().tolist(), "success": self.plant.success()}
                 return {"t": time.monotonic(), **scene}
@@ -252,6 +252,7 @@ class Server:
         """What tests ask about an arm."""
         return {
             "q": arm.plant.q(arm.i).tolist(),
+            "qd": arm.plant.qd(arm.i).tolist(),
             "setpoint": arm.setpoint.tolist(),
             "gripper": arm.plant.gripper(arm.i),
             "runtime": arm.runtime,

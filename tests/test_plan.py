@@ -34,13 +34,12 @@ def test_it_holds_after_the_last_waypoint():
     assert made().at(13.001)[0].tolist() == made().at(1e9)[0].tolist() == [5] * 6
 
 
-def test_a_new_chunk_overwrites_the_future_from_its_first_time_on():
+def test_a_new_chunk_overwrites_the_future():
     plan = made()
-    assert plan.overwrite([12, 14], np.outer([7, 9], ONES), [0, 0], now=10.5) == 2
-    assert plan.at(10.75)[0][0] == 0.75  # the old waypoint at 11 is before the new chunk
-    assert plan.at(11.5)[0][0] == 4  # from 1 at 11 to 7 at 12
-    assert plan.at(13)[0][0] == 8  # the old waypoint at 13 has gone
-    assert plan.at(20)[0][0] == 9
+    assert plan.overwrite([12, 14], np.outer([6.5, 8.5], ONES), [0, 0], now=10.5) == 2
+    assert plan.at(11)[0][0] == 2.5  # from 0.5 at 10.5 to 6.5 at 12: the old waypoints have gone
+    assert plan.at(13)[0][0] == 7.5
+    assert plan.at(20)[0][0] == 8.5
 
 
 def test_it_does_not_jump_where_it_is_overwritten():

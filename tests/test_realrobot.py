@@ -366,6 +366,39 @@ def test_a_late_chunk_does_not_jerk(setup):
     assert setup.loop.stopped == "" and setup.loop.log.arrays()["used"][-1] < 15
 
 
+def fastest(setup, n):
+    """The fastest that a target moves in n cycles, in rad/s."""
+    before = setup.targets()
+    found = 0.0
+    for _ in range(n):
+        for _ in range(round(CYCLE / PERIOD)):
+            setup.advance(PERIOD)
+            after = setup.targets()
+            found = max(found, np.abs(after - before).max() / PERIOD)
+            before = after
+        setup.loop.cycle()
+    return found
+
+
+def test_chunks_that_disagree_move_no_joint_faster_than_was_checked(setup):
+    """From one chunk to the next all targets are 0.2 rad farther, a tenth of a second ahead."""
+    setup.policy.wrong = lambda chunk: chunk + 0.2 * torch.eye(D_A)[3]
+    assert 1.0 < fastest(setup, 10) < 2.7  # 0.2 rad in 0.08 s, not within a cycle of 0.02 s
+    assert setup.loop.log.events == []
+
+
+def test_arms_that_stay_at_a_limit_of_space_stand_still(setup):
+    """The policy leads on; of its chunks nothing is left before the limit."""
+    before = setup.targets()[0, 0]
+    tool = skeleton(setup.targets()[0, :6], 0, CELL)[-1]
+    box = ((0, -1, 0), (1, tool[1] + 0.01, 1))  # 0.02 rad ahead, of the base joint
+    setup.loop.cell = Cell(boxes=(box, CELL.boxes[1]), small_distance=0.5)
+    setup.cycles(40)
+    assert 0.005 < setup.targets()[0, 0] - before < 0.02
+    assert fastest(setup, 10) < 0.01
+    assert {event["text"] for event in setup.loop.log.events} == {"clipped: workspace box"}
+
+
 def test_the_loops_own_thread_and_end(setup):
     """run() on the real clock of a few cycles: the watching thread ends with it."""
     import threading

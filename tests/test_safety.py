@@ -122,6 +122,16 @@ def test_acceleration_is_clipped():
     assert clipped == [] and np.allclose(allowed[:, 0, 0], [0.1, 0.2])
 
 
+def test_braking_does_not_pass_a_joints_limit():
+    """A joint at 2 rad/s in front of its limit, which it would pass by 0.1 rad."""
+    cell = Cell(acceleration=5.0, joints=(-1.6, 1.6))
+    near = moved(5, 1.55)
+    moving = STILL.copy()
+    moving[0, 5] = 2.0
+    allowed, clipped = limit([near, near], cell, here=near, speed=moving)
+    assert clipped == ["acceleration"] and allowed[:, 0, 5].max() == 1.6
+
+
 def test_grippers_are_clipped():
     allowed, _ = limit([moved(6, 1.5)])
     assert allowed[0, 0, 6] == 1.0

@@ -373,7 +373,8 @@ def test_both_arms_follow_their_plans(arms):
         state = arm.state()
         assert state.fault is None and state.cycles > before[i].cycles
         assert state.robot_t > before[i].robot_t and state.t <= time.monotonic()
-        assert 0 < state.period_p50 <= state.period_p99 <= state.period_max
+        periods = arm.periods()
+        assert 0 < periods["p50"] <= periods["p99"] <= periods["max"]
         with pytest.raises(ValueError):
             arm.plan([time.monotonic()], [HOME * NAN], [0])
     two[0].stop("right arm: protective stop")
