@@ -252,7 +252,7 @@ class Training:
         self.policy.save(path, flags=self.flags, ema=ema, step=self.env_steps)
 
     def deployed(self):
-        """The policy as it would be deployed: with the averaged weights (note 58)."""
+        """The policy as it would be deployed: with the averaged weights (note 59)."""
         policy = copy.deepcopy(self.policy).requires_grad_(False)
         policy.load_state_dict({**policy.state_dict(), **self.ema.state_dict()})
         return policy
