@@ -64,7 +64,6 @@ def scene_table(scene, rows):
                 by_seed(own),
                 *reached,
                 *([cell(own, "mode_entropy", 2)] if stages else []),
-                cell(own, "act_ms", 1),
                 cell(own, "minutes", 0),
                 f"{experiment.paper:.2f}" if experiment.paper else "—",
             ]
@@ -75,8 +74,6 @@ def scene_table(scene, rows):
     yield f"### {TITLES[scene]}: {count} demonstrations, {SUITE_STEPS[scene]} steps"
     names = [*stages, *(["Entropy"] if stages else [])]
     yield table(
-        " | ".join(
-            ["Method", "NFE", "Seeds", "Score", "By seed", *names, "Action, ms", "Minutes", "Paper"]
-        ),
+        " | ".join(["Method", "NFE", "Seeds", "Score", "By seed", *names, "Minutes", "Paper"]),
         lines,
     )
