@@ -12,8 +12,7 @@ from experiments import (
     STAGE2,
     STAGE2_COARSE,
 )
-from plots import anchor_pair
-from tables import at, column, select
+from tables import anchor_pair, at, column, select
 from verdicts import stage2_verdicts
 
 STAGE2_WORDS = {

@@ -133,6 +133,14 @@ def at(rows, starts):
     return select(rows, episodes=starts.episodes, start_seed=starts.first_seed)
 
 
+def anchor_pair(rows, stem, starts):
+    """The rows of stage2.csv of a task, with and without the anchor."""
+    own = at(rows, starts)
+    with_anchor = stem if stem.startswith("pusht") else f"{stem}-white-anchor"
+    without = f"{stem}-no-anchor" if stem.startswith("pusht") else f"{stem}-white-no-anchor"
+    return select(own, setting=with_anchor), select(own, setting=without)
+
+
 def rows_of(rows, experiment):
     """The rows of an experiment of its length, scored on its first start states."""
     own = select(at(rows, experiment.starts[0]), setting=experiment.name)

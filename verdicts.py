@@ -11,8 +11,7 @@ from experiments import (
     CLAIMS,
     PAPER_RETURN,
 )
-from plots import anchor_pair
-from tables import at, interval, mean, paired, select
+from tables import anchor_pair, at, interval, mean, paired, select
 
 
 @dataclass(frozen=True)
