@@ -23,19 +23,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from baselines import prepare, start, time_dim
+from baselines import prepare
+from bench_stage2 import last_line, ppo
 from commands import BadInput, Parser, above_zero, check_device, cli, refuse_flags
 from data import Episodes, Windows
 from drift import chunk_loss
-from encoders import vision_of
-from envs import TASKS, make_env, task_named
+from envs import make_env, task_named
 from evaluate import count_calls
 from export import OnnxPolicy
 from files import atomic, check_output
+from made_up import make_policy, random_arrays, random_obs
 from policy import Policy
-from runs import read_log, versions
+from runs import versions
 from timing import Laps, peak_memory, quantiles, timed, timed_in_turn
-from unet import UNet1d
 from vision import KINDS, augmented
 
 HERE = Path(__file__).parent
@@ -46,64 +46,9 @@ COST_BATCHES = (32, 64, 128)
 COST_K = (1, 2, 4, 8, 16)  # 1 comes first: the others are put as ratios to it
 
 
-# ---- what the benchmarks share -------------------------------------------------------------------
-
-
-def make_policy(dims, device, task=TASKS["pusht"], method="dbp", encoder="small"):
-    """An untrained policy of a task, with channels dims; its data would span [-1, 1].
-
-    encoder: of the task's cameras, if it has some.
-    """
-    shape = {
-        "task": task.name,
-        "obs": task.specs,
-        "D_a": task.D_a,
-        "T_o": task.T_o,
-        "T_p": task.T_p,
-        "T_a": task.T_a,
-        "dims": dims,
-        "method": method,
-        "time_dim": time_dim(method),
-        **vision_of(task.obs, task.crop, encoder),
-    }
-
-    def unit(D):
-        return -torch.ones(D), torch.ones(D)
-
-    numbers = {name: s["shape"][-1] for name, s in task.specs.items() if s["dtype"] != "uint8"}
-    ranges = {"obs": {name: unit(D) for name, D in numbers.items()}, "action": unit(task.D_a)}
-    torch.manual_seed(0)
-    policy = Policy(shape, ranges)
-    start(policy)
-    return policy.to(device)
-
-
-def random_arrays(policy, *size):
-    """Observations {name: array (*size, ...)} of a policy: random numbers and pictures."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for name, spec in policy.specs.items():
-        shape = (*size, *spec["shape"])
-        if spec["dtype"] == "uint8":
-            arrays[name] = rng.integers(256, size=shape, dtype=np.uint8)
-        else:
-            arrays[name] = rng.uniform(-1, 1, shape).astype(np.float32)
-    return arrays
-
-
-def random_obs(policy, B):
-    """Observations {name: (B, T_o, ...)} as a policy takes them, of random numbers and pictures."""
-    return policy.tensors(random_arrays(policy, B, policy.T_o))
-
-
 def has_cameras(task):
     """Whether a task is seen by cameras."""
     return any(len(shape) == 3 for shape in task.obs.values())
-
-
-def last_line(text):
-    """The last line of what a process wrote: its error."""
-    return text.strip().splitlines()[-1] if text.strip() else "it wrote nothing"
 
 
 # ---- a training step -----------------------------------------------------------------------------
@@ -355,107 +300,6 @@ def latency(args):
             rows[f"{name}, {how}"] = row
             print(f"{name}, {how}", row, flush=True)
     return rows
-
-
-# ---- Stage 2 -------------------------------------------------------------------------------------
-
-
-def stage2(calls):
-    """dbpo_ppo.py by the command line's flags, with `calls` generator calls an action.
-
-    The authors' release makes two calls on the same (o, z). Only the actor is changed, which calls
-    embed() and generate() itself: the anchor and the evaluation go by forward(), as ever.
-    """
-    import dbpo_ppo
-
-    generate = UNet1d.generate
-
-    def several(net, z, h):
-        return sum(generate(net, z, h) for _ in range(calls)) / calls
-
-    def forward(net, z, cond):
-        return generate(net, z, net.embed(cond))
-
-    UNet1d.generate = several
-    UNet1d.forward = forward
-    dbpo_ppo.train(dbpo_ppo.parse())
-
-
-def stage2_run(args, init, out, calls):
-    """Run stage2(calls) for four iterations in a process of its own.
-
-    Returns the flags it ran with, and its log's rows but for the first iteration's.
-    """
-    flags = ["--init", init, "--out", out, "--device", args.device, "--num-iterations", 4]
-    flags += [
-        "--critic-warmup",
-        0,
-        "--sigma",
-        0.1,
-        "--lr",
-        1e-9,
-    ]  # nothing is measured, nothing moves
-    flags += ["--eval-every", 0, "--episodes", 1]
-    for name in ("num_envs", "num_steps", "threads"):
-        if getattr(args, name):
-            flags += [f"--{name.replace('_', '-')}", getattr(args, name)]
-    if args.one_process:
-        flags.append("--one-process")
-    code = f"import bench, commands; commands.cli(lambda: bench.stage2({calls}))"
-    command = [sys.executable, "-c", code, *map(str, flags)]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, **tied())
-    if done.returncode:
-        raise BadInput(f"dbpo_ppo.py failed: {last_line(done.stderr)}")
-    ran_with = json.loads((out / "flags.json").read_text())["flags"]
-    return ran_with, [row for row in read_log(out) if "update_s" in row][1:]
-
-
-def rates(rows, flags, T_a):
-    """Rates and shares of a Stage-2 iteration, from the medians of the log's rows."""
-    simulator = np.median([row["sim_s"] for row in rows])
-    rollout = np.median([row["rollout_s"] for row in rows])
-    update = np.median([row["update_s"] for row in rows])
-    chunks = flags["num_envs"] * flags["num_steps"]
-    whole = rollout + update
-    return {
-        "rollout_env_steps_per_s": round(chunks * T_a / rollout),
-        "update_samples_per_s": round(chunks * flags["update_epochs"] / update),
-        "share_simulator": round(simulator / whole, 3),
-        "share_network": round((rollout - simulator) / whole, 3),
-        "share_update": round(update / whole, 3),
-        "iteration_s": round(whole, 2),
-    }
-
-
-def ppo(args):
-    """Time dbpo_ppo.py on an untrained policy, with one generator call a sample and with two.
-
-    The two take turns. Their logs say how long each iteration spent in the simulator, in the rest
-    of the roll-out (network) and in the update.
-    """
-    task = task_named(args.task)
-    rows = {1: [], 2: []}
-    with tempfile.TemporaryDirectory() as folder:
-        init = Path(folder, "init.pt")
-        make_policy(args.dims, "cpu", task).save(init)
-        for turn in range(args.turns):
-            for calls in rows:
-                out = Path(folder, f"{calls}-{turn}")
-                flags, own = stage2_run(args, init, out, calls)
-                rows[calls] += own
-    one = rates(rows[1], flags, task.T_a)
-    two = rates(rows[2], flags, task.T_a)
-    update_rate_ratio = two["update_samples_per_s"] / one["update_samples_per_s"]
-    return {
-        "num_envs": flags["num_envs"],
-        "num_steps": flags["num_steps"],
-        "update_epochs": flags["update_epochs"],
-        "minibatch_size": flags["minibatch_size"],
-        "one_call": one,
-        "two_calls": two,
-        "iteration_ratio": round(two["iteration_s"] / one["iteration_s"], 3),
-        "update_rate_ratio": round(update_rate_ratio, 3),
-    }
 
 
 # ---- point clouds --------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-import bench
 from commands import BadInput
 from data import Windows
 from envs import run_program
@@ -16,6 +15,7 @@ from evaluate import evaluate, smoothness
 from experiment_row import (
     Budget,
 )
+from made_up import random_obs
 from runs import commit, read_log
 from tables import Row
 from timing import timed
@@ -57,7 +57,7 @@ def scored(policy, task, log, episodes, start_seed, args):
     result, rolled = evaluate(
         policy, task, episodes, start_seed=start_seed, workers=not args.one_process
     )
-    obs = bench.random_obs(policy, 1)
+    obs = random_obs(policy, 1)
     seconds = timed(lambda: policy.act(obs), 10, policy.device)
     diversity = [r["diversity"] for r in log if "diversity" in r]
     figures = {

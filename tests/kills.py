@@ -44,10 +44,10 @@ from PIL import Image
 
 import formats
 import tables
-from bench import make_policy
 from commands import BadInput, Parser, above_zero, check_seed, cli
 from conftest import ROOT, write_demos
 from files import load_torch
+from made_up import make_policy
 from runs import read_log
 
 # What no two runs have in common: times, dates, and paths in the flags.

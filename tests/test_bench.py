@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import bench
+import bench_stage2
 import dbpo_ppo
 import envs
+import made_up
 import timing
 import unet
 from commands import BadInput, cli
@@ -53,7 +55,7 @@ def test_policies_and_observations_of_a_task(name):
     """They fit each other and the task, whatever it sees."""
     task = TASKS[name]
     policy = bench.make_policy((8, 16), "cpu", task)
-    chunk = policy.act(bench.random_obs(policy, 3))
+    chunk = policy.act(made_up.random_obs(policy, 3))
     assert chunk.shape == (3, task.T_p, task.D_a)
 
 
@@ -196,7 +198,7 @@ def test_two_generator_calls_are_made_by_the_actor_alone(monkeypatch):
 
     policy = bench.make_policy((8, 16), "cpu")
     actor = Actor(policy, 0.1, (0.5, 2), rho=0.9)
-    obs = bench.random_obs(policy, 3)
+    obs = made_up.random_obs(policy, 3)
     z = policy.latent(3)
     wanted, _ = actor(obs, z)
     found = []
@@ -210,7 +212,7 @@ def test_two_generator_calls_are_made_by_the_actor_alone(monkeypatch):
     monkeypatch.setattr(unet.UNet1d, "generate", counted)
     monkeypatch.setattr(dbpo_ppo, "train", train)
     monkeypatch.setattr(dbpo_ppo, "parse", lambda argv=None: None)
-    bench.stage2(2)
+    bench_stage2.stage2(2)
     assert made == [3, 3, "anchor", 3]
     torch.testing.assert_close(found[0], wanted)
 
@@ -237,7 +239,7 @@ def test_rates_by_hand():
         {"sim_s": 9.0, "rollout_s": 9.0, "update_s": 9.0},
     ]
     flags = {"num_envs": 2, "num_steps": 5, "update_epochs": 3}
-    assert bench.rates(rows, flags, 4) == {
+    assert bench_stage2.rates(rows, flags, 4) == {
         "rollout_env_steps_per_s": 20,
         "update_samples_per_s": 5,
         "share_simulator": 0.125,

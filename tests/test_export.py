@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import export
-from bench import make_policy, random_arrays
 from commands import BadInput
 from envs import task_named
 from export import OnnxPolicy
+from made_up import make_policy, random_arrays
 
 
 @pytest.fixture

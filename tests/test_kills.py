@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import make_policy
 from files import atomic, load_torch, save_torch
 from formats import save_npz
 from kills import alive, differences, half_written, result, start, workers_left
+from made_up import make_policy
 
 FOUND = {
     "ckpt.pt": {"weights": {"w": torch.arange(3.0)}, "step": 3, "minutes": 1.0},

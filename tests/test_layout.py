@@ -59,6 +59,7 @@ FLOORS = (
         "task_ur5",
     ),
     ("envs", "export"),
+    ("made_up",),
     ("evaluate", "toy", "dbpo_rollout", "robot_cameras"),
     (
         "data",
@@ -75,6 +76,7 @@ FLOORS = (
     ),
     ("dbp_train", "dbpo_ppo", "experts", "realrobot", "plots_stage2"),
     ("plots",),
+    ("bench_stage2",),
     ("bench", "verdicts", "figures"),
     ("chapter_pusht", "chapter_ablations", "chapter_stage2", "chapter_suites"),
     ("report", "reproduce_runs"),
