@@ -949,7 +949,7 @@ def test_run_folder(init, tmp_path, capsys):
     assert "kl" not in training[0] and training[1]["off"] < 5e-4  # the critic's warm-up
     assert training[1]["lambda"] < training[0]["lambda"]
     assert [r["lr"] > 0 for r in training] == [False, True, True]
-    wanted = [0.1 * PUSHT.stage2["sigma_final"] ** (it / 3) for it in (1, 2)]
+    wanted = [0.1 * PUSHT.stage2["sigma_final"] ** fallen for fallen in (0, 1 / 3)]
     assert [r["sigma"] for r in training[1:]] == pytest.approx(wanted, rel=0.02)
 
     quiet = ["--num-iterations", 3, *SMALL, "--eval-every", 0]
