@@ -121,9 +121,8 @@ def over_seeds(rows):
                 continue
             digits = 3 if name.startswith("pusht") else 0
             text = f"**{what}**, {len(same)} seeds, {starts[0]} starts from {starts[1]}: "
-            text += (
-                f"{score(same[:1], digits, 'before')} before, {score(same, digits, 'after')} after"
-            )
+            began = same[:1] if len({r["before"] for r in same}) == 1 else same  # one policy
+            text += f"{score(began, digits, 'before')} before, {score(same, digits, 'after')} after"
             if same[0]["success_before"]:
                 before = cell(same, "success_before", 2)
                 text += f"; success {before} before, {score(same, 2, 'success_after')} after"
