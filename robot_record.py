@@ -13,6 +13,7 @@ from commands import BadInput
 from envs import make_env
 from lerobot_format import is_lerobot, read_info
 from lerobot_writer import append
+from robot_motion import go_home
 from safety import Refused, limited, skeleton
 
 SEEDS = 1_000_000  # the first start seed; evaluation's are from 100000 on
@@ -87,10 +88,10 @@ def seen(task, env, arrays):
 # ---- a person at the keyboard --------------------------------------------------------------------
 
 
-def by_keyboard(task, args, arms, cameras, cell, typed, go_home):
+def by_keyboard(task, args, arms, cameras, cell, typed):
     """Record what a person does with the keys of HELP, until there are args.episodes.
 
-    typed: a function that gives the characters since its last call. go_home: of realrobot.py.
+    typed: a function that gives the characters since its last call.
     Raises Refused if an arm stops.
     """
     print(HELP, flush=True)

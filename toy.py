@@ -27,188 +27,29 @@ so that one sees what the field does, and what the network adds. What a run show
 
 import startup  # noqa: F401 - first, see there
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import nn
 from tqdm import tqdm
 
 from commands import BadInput, Parser, above_zero, check_seed, cli
-from drift import FLOOR_F, drift, drift_loss
-from files import atomic, check_folder, write_csv
-from toy_targets import (
-    DISCS,
-    EVERY,
-    OFF,
-    RADIUS,
-    TARGETS,
-    WAYS,
-    energy_distance,
-    measure,
-    ways,
+from files import check_folder, write_csv
+from toy_field import (
+    MOVES,
+    SAMPLES,
+    Result,
+    alone,
+    frames,
+    moments,
+    move,
+    together,
+    train,
 )
+from toy_pictures import decimals, draw_field, draw_fork, draw_gif, draw_targets
+from toy_targets import EVERY, TARGETS, measure
 
 CLUMP = 0.01  # the spread of a clumped start
 PARTICLES = 512  # moved by the field alone
-MOVES = 500  # of each particle
-STRIDE = 0.1  # the first of these moves, in units of the scale (Eq. 56); it falls to 0
-GAIN = 3.0  # of the latents, on the way into the network
-FRAMES = 40  # of the GIF
-SAMPLES = 2000  # of a network, and of the data
-SHOWN = 512  # of these in a panel
-
-BLUE = "#2a6fbb"
-ORANGE = "#d9660a"
-GREEN = "#2b9a66"
-PURPLE = "#8b5fbf"
-GREY = "#b5b5b5"
-
-
-# ---- networks and particles ----------------------------------------------------------------------
-
-
-class Generator(nn.Sequential):
-    """x = f(z, o): four hidden layers, outputs of standard deviation `spread` over z at first.
-
-    The modes lie apart and the latents do not, so f has to be steep in between. ReLU, a fourth
-    layer and GAIN make it so; smooth activations, a wider network, residual connections or more
-    latents than two do not.
-    """
-
-    def __init__(self, D_o, spread, width=96):
-        layers = []
-        for size in (2 + D_o, width, width, width):
-            layers += [nn.Linear(size, width), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(width, 2))
-        with torch.no_grad():
-            x = self(torch.randn(1000, 2), torch.zeros(1000, D_o))
-            self[-1].weight *= spread / x.std(0).mean()
-            self[-1].bias -= self(torch.randn(1000, 2), torch.zeros(1000, D_o)).mean(0)
-
-    def forward(self, z, o):
-        """z (..., 2), o (..., D_o) -> x (..., 2)."""
-        return super().forward(torch.cat([GAIN * z, o], -1))
-
-
-def train(
-    target,
-    *,
-    B,
-    K,
-    P=1,
-    temps=(0.1,),
-    steps=1500,
-    lr=3e-3,
-    seed=0,
-    spread=1.0,
-    regression=False,
-    at=(),
-):
-    """Train a Generator on a target by Adam; the learning rate falls to 0 as a cosine.
-
-    A step takes B observations, K hypotheses and P positives each (P > 1 only where D_o = 0).
-    Returns f, observations o (SAMPLES, D_o) and snapshots {step: x (SAMPLES, 2)} of fixed latents,
-    at the steps named in `at` and at the end.
-    """
-    torch.manual_seed(seed)
-    g = torch.Generator().manual_seed(seed + 1)
-    z_fixed = torch.randn(SAMPLES, 2)
-    o_fixed = target(SAMPLES, g)[0]
-    snapshots = {}
-    f = Generator(o_fixed.shape[1], spread)
-    optimiser = torch.optim.Adam(f.parameters(), lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for step in range(steps + 1):
-        if step in at or step == steps:
-            with torch.no_grad():
-                snapshots[step] = f(z_fixed, o_fixed)
-        if step == steps:
-            return f, o_fixed, snapshots
-        o, y = target(B * P, g)
-        o = o.view(B, P, -1)[:, :1].expand(B, K, -1)  # (B, K, D_o)
-        y = y.view(B, P, 2)
-        x = f(torch.randn(B, K, 2), o)  # Eq. 1  (B, K, 2)
-        if regression:
-            loss = (x - y).square().mean()
-        else:
-            loss = drift_loss(x, y, temps=temps)[0].mean()  # Eqs. 4, 39
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-
-
-def move(target, *, B, K, P=1, temps=(0.1,), moves=MOVES, seed=0, at=()):
-    """Move B K particles by the drifting field itself, without a network: x <- x + step V (Eq. 2).
-
-    As for a network, every group of K particles has P positives, drawn afresh for each move. The
-    groups are dealt afresh as well, which is right since no target's positives depend on o.
-    Returns o (B K, D_o) and snapshots {move: x (B K, 2)} at those named in `at` and at the end.
-    """
-    g = torch.Generator().manual_seed(seed)
-    o = target(B * K, g)[0]
-    x = torch.randn(B * K, 2, generator=g)
-    snapshots = {}
-    for i in range(moves + 1):
-        if i in at or i == moves:
-            snapshots[i] = x
-        if i == moves:
-            return o, snapshots
-        deal = torch.randperm(B * K, generator=g)
-        groups = x[deal].view(B, K, 2)
-        y = target(B * P, g)[1].view(B, P, 2)
-        V, scale, _ = drift(groups, y, temps=temps)
-        moved = groups + STRIDE * (1 - i / moves) * scale * V
-        x = torch.empty_like(x).index_copy(0, deal, moved.view(-1, 2))
-
-
-@torch.no_grad()
-def force(grid, x, pos, temps):
-    """The force F (Eq. 35) on one more hypothesis at each grid point, mean over the B elements.
-
-    grid (G, 2), x (B, K, 2), pos (B, P, 2) -> (G, 2).
-    """
-    B, K, _ = x.shape
-    cost = B * (K + 1) * (K + 1 + pos.shape[1])  # pairs that a grid point needs
-    parts = []
-    for part in grid.split(max(1, 2_000_000 // cost)):
-        lead = (len(part), B, -1, 2)  # every grid point is a problem of its own
-        probe = part[:, None, None].expand(lead)
-        V, _, info = drift(torch.cat([probe, x.expand(lead)], 2), pos.expand(lead), temps=temps[:1])
-        rms = info["force_rms"][..., None].clamp_min(FLOOR_F)
-        parts.append((V[:, :, 0] * rms).mean(1))
-    return torch.cat(parts)
-
-
-# ---- the whole run -------------------------------------------------------------------------------
-
-
-@dataclass
-class Result:
-    """What came of one setting on one target."""
-
-    setting: dict  # keywords of train() or move(); empty for the expert
-    o: torch.Tensor  # (n, D_o)
-    snapshots: dict  # step -> x (n, 2)
-    figures: dict  # see measure()
-
-    @property
-    def x(self):
-        """The samples at the end (n, 2)."""
-        return self.snapshots[max(self.snapshots)]
-
-
-def together(n):
-    """The name of the setting with n hypotheses and n positives in one problem."""
-    return f"K = P = {n}"
-
-
-def alone(name):
-    """The name of a setting's field without a network."""
-    return f"particles {name}"
 
 
 def networks(args, target, complete):
@@ -235,16 +76,6 @@ def fields(args, complete):
         how = {"B": max(1, PARTICLES // K), "K": K, "P": P}
         found[alone(name)] = how | {"temps": tuple(args.temp), "seed": args.seed}
     return found
-
-
-def moments(steps):
-    """The steps at which draw_field shows a run."""
-    return sorted({0, steps // 50, steps // 5, steps})
-
-
-def frames(steps):
-    """The FRAMES steps at which the GIF shows a run, ever farther apart."""
-    return [round(steps * (i / (FRAMES - 1)) ** 2) for i in range(FRAMES)]
 
 
 def experiment(args):
@@ -275,11 +106,6 @@ def experiment(args):
     return data, results
 
 
-def decimals(value):
-    """A figure as text: 0.001, never -0.000."""
-    return str(value) if isinstance(value, int) else f"{round(value, 3) + 0.0:.3f}"
-
-
 def table(results):
     """The figures as rows of text, for toy.csv and the terminal."""
     rows = []
@@ -296,217 +122,6 @@ def show(rows):
     for row in [{name: name for name in columns}, *rows]:
         cells = [row.get(name, "") for name in columns[2:]]
         print(f"{row['target']:13}{row['setting']:25}" + "".join(f"{c:>8}" for c in cells))
-
-
-# ---- pictures ------------------------------------------------------------------------------------
-
-
-def new_figure(rows, columns, width, height, title, **how):
-    """A figure and its axes (rows, columns), width x height inches a panel."""
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(width * columns, height * rows + 1), layout="constrained")
-    figure.suptitle(title, fontsize=13)
-    return figure, figure.subplots(rows, columns, squeeze=False, **how)
-
-
-def panel(ax, title, points, colour, data=None, size=4):
-    """Points (n, 2) on top of data (m, 2), on axes of equal scale."""
-    if data is not None:
-        ax.scatter(*data.T, s=size, color=GREY, linewidths=0)
-    ax.scatter(*points.T, s=size, color=colour, linewidths=0)
-    ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
-    ax.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
-    ax.set_title(title, fontsize=10)
-    ax.tick_params(labelsize=8)
-
-
-def legend(figure, entries):
-    """A legend below all panels. entries: label -> colour."""
-    from matplotlib.lines import Line2D
-
-    dots = [Line2D([], [], color=c, marker="o", ls="", ms=6, label=n) for n, c in entries.items()]
-    figure.legend(handles=dots, loc="outside lower center", ncols=len(dots), frameon=False)
-
-
-def palette():
-    """The colours of all pictures (96, 3), 16 shades each: few colours make small files."""
-    from matplotlib.colors import to_rgb
-
-    colours = np.array([to_rgb(c) for c in (BLUE, ORANGE, GREEN, PURPLE, GREY, "black")])
-    shade = np.linspace(0, 1, 16)[:, None, None]
-    return np.round(255 * (1 - shade * (1 - colours))).reshape(-1, 3)  # from white
-
-
-def pixels(figure, dpi):
-    """A figure as an image in the nearest colours of the palette."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure.dpi = dpi
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    figure.set_layout_engine("none")  # a GIF's next frames keep the layout of its first
-    rgba = np.array(canvas.buffer_rgba())  # (H, W, 4) uint8, one uint32 a pixel
-    found, index = np.unique(rgba.view(np.uint32).ravel(), return_inverse=True)
-    rgb = found.view(np.uint8).reshape(-1, 4)[:, :3]
-    colours = palette()
-    nearest = np.abs(rgb[:, None] - colours).sum(-1).argmin(1).astype(np.uint8)
-    image = Image.fromarray(nearest[index].reshape(rgba.shape[:2]))
-    image.putpalette(colours.astype(np.uint8).tobytes())
-    return image
-
-
-def save_png(path, figure):
-    """Write a figure."""
-    image = pixels(figure, 100)
-    atomic(path, lambda f: image.save(f, "PNG", optimize=True))
-
-
-def quality(figures):
-    """The line of a title that says how near samples are to the data."""
-    return f"energy distance {decimals(figures['energy'])}, {figures['off']:.0%} off"
-
-
-def draw_targets(path, data, results, many):
-    """A row for each target: data, regression, the field alone, and the network."""
-    columns = {
-        "regression": ("Regression:\none network pass", ORANGE),
-        alone(many): ("Field alone, no network:\nparticles, x ← x + step · V", GREEN),
-        many: ("Drifting generator:\none network pass", BLUE),
-    }
-    title = (
-        f"Regression averages; the drifting field reaches every mode ({many})\n"
-        f"Energy distance: 0 if like the data. Off: farther than {OFF} from all data."
-    )
-    figure, axes = new_figure(
-        len(data), 1 + len(columns), 2.5, 2.5, title, sharex=True, sharey=True
-    )
-    for i, (line, target) in enumerate(zip(axes, data)):
-        y = data[target][1][:SHOWN]
-        panel(line[0], "Data\n" if i == 0 else "", y, GREY)
-        line[0].set_ylabel(target, fontsize=12)
-        for ax, (setting, (name, colour)) in zip(line[1:], columns.items()):
-            result = results[target][setting]
-            head = f"{name}\n" if i == 0 else ""
-            panel(ax, head + quality(result.figures), result.x[:SHOWN], colour, y)
-    entries = {
-        "held-out data": GREY,
-        "samples of regression": ORANGE,
-        "particles": GREEN,
-        "samples of the drifting generator": BLUE,
-    }
-    legend(figure, entries)
-    save_png(path, figure)
-
-
-def draw_field(path, target, y, results, args):
-    """A row for each setting at four moments of its run. y (m, 2): held-out data.
-
-    Arrows: force() on a grid, averaged over the B elements of a step.
-    """
-    many = together(args.many)
-    rows = {alone(many): f"particles, no network\n{many}", many: f"network\n{many}"}
-    for K in sorted(args.K, reverse=True):
-        rows[f"K = {K}"] = f"network\nK = {K}, one positive"
-    rows["clumped start"] = f"network, clumped start\n{many}"
-
-    grid = torch.cartesian_prod(*[torch.linspace(-1.3, 1.3, 15)] * 2)
-    g = torch.Generator().manual_seed(args.seed + 2)
-    title = (
-        f'"{target}" over a run\n'
-        "Arrows: the force on one more hypothesis, each panel in its own unit"
-    )
-    columns = len(moments(args.steps))
-    figure, axes = new_figure(len(rows), columns, 2.5, 2.6, title, sharex=True, sharey=True)
-    for line, (setting, label) in zip(axes, rows.items()):
-        result = results[setting]
-        B, K, P = (result.setting.get(key, 1) for key in "BKP")
-        moved = setting == alone(many)
-        colour = GREEN if moved else BLUE
-        line[0].set_ylabel(label, fontsize=10)
-        for ax, step in zip(line, moments(max(result.snapshots))):
-            x = result.snapshots[step]
-            pos = TARGETS[target](B * P, g)[1].view(B, P, 2)
-            drawn = x[torch.randint(len(x), (B, K), generator=g)]
-            F = force(grid, drawn, pos, args.temp)
-            length = F.norm(dim=-1, keepdim=True)
-            F /= length.clamp_min(length.quantile(0.9))  # the longest tenth gets the length 1
-            name = f"move {step}" if moved else f"step {step}"
-            title = f"{name}\nenergy distance {decimals(energy_distance(x, y))}"
-            panel(ax, title, x[:SHOWN], colour, y[:SHOWN])
-            ax.quiver(*grid.T, *F.T, width=0.004, scale=16, scale_units="width")
-    entries = {"held-out data": GREY, "particles": GREEN, "samples of the network": BLUE}
-    legend(figure, entries)
-    save_png(path, figure)
-
-
-def draw_fork(path, results):
-    """A panel for each setting: a line from each start height to the waypoint chosen there."""
-    from matplotlib.patches import Circle
-
-    title = (
-        "The fork: three ways are right, and their mean lies in an obstacle\n"
-        "Lines lead from a start height to the waypoint chosen there; in colour: share of each way"
-    )
-    figure, axes = new_figure(1, len(results), 2.2, 3.6, title, sharey=True)
-    colours = {0: BLUE, 1: GREEN, 2: PURPLE, -1: "black"}
-    for ax, (name, result) in zip(axes[0], results.items()):
-        x = result.x[:150]
-        way, hit = ways(x)
-        drawn = [ORANGE if h else colours[int(w)] for w, h in zip(way, hit)]
-        for disc in DISCS:
-            ax.add_patch(Circle(disc, RADIUS, color="#dddddd"))
-        for height, waypoint, colour in zip(result.o[:, 0], x, drawn):
-            ax.plot((0, waypoint[0]), (height, waypoint[1]), color=colour, lw=0.4, alpha=0.6)
-        ax.scatter(*x.T, s=8, c=drawn, zorder=3, linewidths=0)
-        for k, key in enumerate(("above", "between", "below")):
-            share = f"{result.figures[key]:.0%}"
-            ax.text(1.62, WAYS[k], share, color=colours[k], fontsize=9, va="center")
-        ax.set(xlim=(-0.1, 2.2), ylim=(-1.6, 1.6), xticks=(0, 1), yticks=(-1, 0, 1), aspect="equal")
-        ax.set_xlabel("forward")
-        label = f"drift, {name}" if name.startswith("K") else name
-        ax.set_title(f"{label}\nin an obstacle: {result.figures['hits']:.0%}", fontsize=10)
-        ax.tick_params(labelsize=8)
-    axes[0][0].set_ylabel("height")
-    entries = {
-        "waypoint above": BLUE,
-        "between": GREEN,
-        "below": PURPLE,
-        "in an obstacle": ORANGE,
-        "on no way": "black",
-        "obstacle": "#dddddd",
-    }
-    legend(figure, entries)
-    save_png(path, figure)
-
-
-def draw_gif(path, data, results, args):
-    """Particles moved by the field (above) and samples of the network (below) over a run."""
-    many = together(args.many)
-    rows = (
-        ("field alone", GREEN, alone(many), frames(MOVES)),
-        ("network", BLUE, many, frames(args.steps)),
-    )
-    figure, axes = new_figure(2, len(data), 1.9, 1.75, " ", sharex=True, sharey=True)
-    moving = []  # dots, where they are at each step, the step of each frame
-    for line, (label, colour, setting, steps) in zip(axes, rows):
-        line[0].set_ylabel(label, fontsize=11)
-        for ax, target in zip(line, data):
-            y = data[target][1]
-            title = target if setting == rows[0][2] else ""
-            panel(ax, title, y[:0], colour, y[:400], size=3)
-            dots = ax.scatter([], [], s=5, color=colour, linewidths=0)
-            moving.append((dots, results[target][setting].snapshots, steps))
-    images = []
-    for i in range(FRAMES):
-        for dots, snapshots, steps in moving:
-            dots.set_offsets(snapshots[steps[i]][:400].numpy())
-        particles, network = (steps[i] for _, _, _, steps in rows)
-        figure.suptitle(f"particles: move {particles}     network: step {network}", fontsize=11)
-        images.append(pixels(figure, 75))
-    times = [90] * (FRAMES - 1) + [2000]  # milliseconds
-    how = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
-    atomic(path, lambda f: images[0].save(f, "GIF", **how))
 
 
 # ---- command line --------------------------------------------------------------------------------

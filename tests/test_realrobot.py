@@ -14,9 +14,10 @@ import data
 import envs
 import realrobot
 from commands import BadInput
-from realrobot import ARM, D_A, Loop, ensembled, go_home, move, schedule
+from realrobot import ARM, D_A, Loop, ensembled, schedule
 from robot_cameras import Cameras, recorded
 from robot_log import COLUMNS, Log
+from robot_motion import go_home, move, targets
 from robot_record import pushed, teleoperated
 from robot_switch import Pedal, Space
 from safety import GO, HOLD, STOP, Cell, Patience, Refused, skeleton
@@ -117,7 +118,7 @@ class Setup:
 
     def targets(self):
         """(2, 7): what both arms were last sent."""
-        return np.stack([realrobot.targets(arm.state()) for arm in self.arms])
+        return np.stack([targets(arm.state()) for arm in self.arms])
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from PIL import Image
 
 import drift
 import toy
+import toy_field
 import toy_targets
 from conftest import cli
 
@@ -89,7 +90,7 @@ def test_measure_at_the_fork():
 @pytest.mark.parametrize("name, modes", [("gaussians", 8), ("moons", None), ("swissroll", None)])
 def test_particles_moved_by_the_field_reach_the_modes(name, modes):
     """At most 5 % of the particles end more than 0.1 off the data, and no mode is lost."""
-    o, snapshots = toy.move(toy_targets.TARGETS[name], B=4, K=64, P=64, moves=300, at={0})
+    o, snapshots = toy_field.move(toy_targets.TARGETS[name], B=4, K=64, P=64, moves=300, at={0})
     start, end = snapshots.values()
     assert o.shape == (256, 0) and start.shape == end.shape == (256, 2)
     data = toy_targets.TARGETS[name](4000, gen(2))
@@ -104,7 +105,7 @@ def test_one_positive_blurs_the_field_itself():
     data = toy_targets.gaussians(4000, gen(2))
     rows = []
     for K in (4, 16):
-        o, snapshots = toy.move(toy_targets.gaussians, B=512 // K, K=K, moves=300)
+        o, snapshots = toy_field.move(toy_targets.gaussians, B=512 // K, K=K, moves=300)
         rows.append(toy_targets.measure("gaussians", o, snapshots[300], data))
     assert [row["modes"] for row in rows] == [8, 8]
     assert rows[0]["off"] > 0.3 > rows[1]["off"] > 0.1
@@ -112,14 +113,16 @@ def test_one_positive_blurs_the_field_itself():
 
 def test_particles_are_reproducible():
     how = {"B": 2, "K": 8, "P": 3, "moves": 5}
-    first, again, other = (toy.move(toy_targets.moons, **how, seed=s)[1][5] for s in (0, 0, 1))
+    first, again, other = (
+        toy_field.move(toy_targets.moons, **how, seed=s)[1][5] for s in (0, 0, 1)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_force_points_to_the_expert():
     """One hypothesis far away, one positive: everywhere the force has a part towards it."""
     grid = torch.tensor([[0.5, 0.0], [0.0, 0.5]])
-    F = toy.force(grid, torch.tensor([[[5.0, 5.0]]]), torch.zeros(1, 1, 2), (0.2,))
+    F = toy_field.force(grid, torch.tensor([[[5.0, 5.0]]]), torch.zeros(1, 1, 2), (0.2,))
     assert F.shape == (2, 2) and ((F * -grid).sum(1) > 0).all()
 
 
@@ -127,7 +130,7 @@ def test_force_points_to_the_expert():
 
 
 def trained(**how):
-    f, _, _ = toy.train(toy_targets.gaussians, **how)
+    f, _, _ = toy_field.train(toy_targets.gaussians, **how)
     with torch.no_grad():
         return f(torch.randn(1000, 2, generator=gen(3)), NO_O)
 
@@ -157,9 +160,12 @@ def test_the_floor_of_eq_31_holds_a_clump(monkeypatch):
 
 
 def test_training_is_reproducible():
-    runs = [toy.train(toy_targets.fork, B=4, K=4, steps=5, at={0}, seed=seed) for seed in (0, 0, 1)]
+    runs = [
+        toy_field.train(toy_targets.fork, B=4, K=4, steps=5, at={0}, seed=seed)
+        for seed in (0, 0, 1)
+    ]
     first, again, other = (snapshots for _, _, snapshots in runs)
-    assert list(first) == [0, 5] and first[5].shape == (toy.SAMPLES, 2)
+    assert list(first) == [0, 5] and first[5].shape == (toy_field.SAMPLES, 2)
     assert torch.equal(first[5], again[5]) and not torch.equal(first[5], other[5])
     assert first[0].std(0).mean().item() == pytest.approx(1.0, rel=0.25)  # spread
     assert first[0].mean(0).abs().max() < 0.4
@@ -170,10 +176,10 @@ def test_training_is_reproducible():
 
 def test_frames_and_moments():
     for steps in (1, 3, 500):
-        frames = toy.frames(steps)
-        assert len(frames) == toy.FRAMES and frames == sorted(frames)
-        assert frames[0] == toy.moments(steps)[0] == 0
-        assert frames[-1] == toy.moments(steps)[-1] == steps
+        frames = toy_field.frames(steps)
+        assert len(frames) == toy_field.FRAMES and frames == sorted(frames)
+        assert frames[0] == toy_field.moments(steps)[0] == 0
+        assert frames[-1] == toy_field.moments(steps)[-1] == steps
 
 
 def test_command_line(tmp_path):
