@@ -6,10 +6,7 @@ The functions ablations and beyond yield the blocks of a section.
 from itertools import pairwise
 
 from cells import bullets, by_seed, cell, leads, listed, made, paragraph, picture, score, table
-from experiment_row import (
-    STANDARD,
-    UNUSED,
-)
+from experiment_row import STANDARD, UNUSED
 from experiments import (
     ABLATE_BEYOND,
     ABLATE_COST,

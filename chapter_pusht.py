@@ -17,13 +17,7 @@ from cells import (
     score,
     table,
 )
-from experiment_row import (
-    CHOICE,
-    FRESH,
-    IMAGE_STARTS,
-    STANDARD,
-    UNUSED,
-)
+from experiment_row import CHOICE, FRESH, IMAGE_STARTS, STANDARD, UNUSED
 from experiments import (
     COMPARED,
     CONVERGED,

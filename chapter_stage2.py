@@ -3,9 +3,7 @@
 import numpy as np
 
 from cells import bullets, by_seed, cell, listed, made, paragraph, picture, score, table
-from experiment_row import (
-    UNUSED,
-)
+from experiment_row import UNUSED
 from experiments import (
     DEMONSTRATORS,
     LOCOMOTION,

@@ -4,9 +4,9 @@ Source: arXiv 2604.03540, Eqs. 12-17, 43-57. The equations are in dbpo_loss.py, 
 roll-out in dbpo_rollout.py, the update in dbpo_update.py. The checkpoint names its task. Every
 iteration collects chunks with noise, computes advantages, and updates critic and actor. What comes
 out is an ordinary policy that acts with its mean, in one forward pass, by weights averaged over the
-last iterations. The run folder gets init.pt (the policy that it began
-from), ckpt.pt (the last one), best.pt, state.pt (for --resume), logs and curves.png. Under torchrun
-the simulators are split over the processes, and the update is that of one process (ranks.py).
+last iterations. The run folder gets init.pt (the policy that it began from), ckpt.pt (the last
+one), best.pt, state.pt (for --resume), logs and curves.png. Under torchrun the simulators are split
+over the processes, and the update is that of one process (ranks.py).
 """
 
 import startup  # noqa: F401 - first, see there

@@ -10,11 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiment_row import (
-    FRESH,
-    STANDARD,
-    UNUSED,
-)
+from experiment_row import FRESH, STANDARD, UNUSED
 from experiments import (
     ABLATE_BEYOND,
     ABLATION_EPOCHS,

@@ -12,9 +12,7 @@ from commands import BadInput
 from data import Windows
 from envs import run_program
 from evaluate import evaluate, smoothness
-from experiment_row import (
-    Budget,
-)
+from experiment_row import Budget
 from made_up import random_obs
 from runs import commit, read_log
 from tables import Row

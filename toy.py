@@ -34,17 +34,7 @@ from tqdm import tqdm
 
 from commands import BadInput, Parser, above_zero, check_seed, cli
 from files import check_folder, write_csv
-from toy_field import (
-    MOVES,
-    SAMPLES,
-    Result,
-    alone,
-    frames,
-    moments,
-    move,
-    together,
-    train,
-)
+from toy_field import MOVES, SAMPLES, Result, alone, frames, moments, move, together, train
 from toy_pictures import decimals, draw_field, draw_fork, draw_gif, draw_targets
 from toy_targets import EVERY, TARGETS, measure
 

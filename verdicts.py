@@ -3,14 +3,8 @@
 from dataclasses import dataclass
 
 from cells import by_seed, leads
-from experiment_row import (
-    LOCOMOTION_STARTS,
-    UNUSED,
-)
-from experiments import (
-    CLAIMS,
-    PAPER_RETURN,
-)
+from experiment_row import LOCOMOTION_STARTS, UNUSED
+from experiments import CLAIMS, PAPER_RETURN
 from tables import anchor_pair, at, interval, mean, paired, select
 
 

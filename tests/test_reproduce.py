@@ -17,14 +17,8 @@ from commands import BadInput
 from conftest import ROOT
 from data import Windows, load
 from envs import TASKS
-from experiment_row import (
-    Budget,
-    Starts,
-)
-from experiments import (
-    EXPERIMENTS,
-    PUSHT_CONVERGED,
-)
+from experiment_row import Budget, Starts
+from experiments import EXPERIMENTS, PUSHT_CONVERGED
 from files import Lock
 from formats import save_npz
 from plots import FIGURES
