@@ -20,6 +20,7 @@ what is broken stops both for good. Nothing is ever reset by itself: a person lo
 
 import startup  # noqa: F401 - first, see there
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -104,7 +105,7 @@ class Loop:
     policy: a Policy or an OnnxPolicy. arms: two Arms or FakeArms, started. cameras: a Cameras,
     started, of all observations but "proprio". cell, patience: see safety.py. dt: seconds of an
     action. clock: of the arms and the cameras, too. pressed: whether the operator's switch is.
-    ensemble: take the mean of the chunks that reach a time, instead of the newest.
+    ensemble: take the mean of the chunks that reach a time, instead of the newest. view: a View.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Loop:
         pressed=None,
         ensemble=False,
         seed=0,
+        view=None,
     ):
         import torch  # slow; the arms' processes import this file, too
 
@@ -136,6 +138,8 @@ class Loop:
         self.z = None
         self.z_until = -np.inf
         self.history = deque()  # (time, proprio (14,)), as far back as observations go
+        self.view = view
+        self.planned = None  # the targets that the arms have, (n, 2, 7)
         self.plan_end = None  # the time of the last target that the arms have
         self.held = None  # since when they are held
         self.stopped = ""  # why they were stopped
@@ -155,6 +159,8 @@ class Loop:
             row["inferred"] = self.clock()
             self.send(chunk, t_obs, row)
         self.log.add(**row)
+        if self.view:
+            self.view.show(row, self.planned, self.log.events)
         return level != STOP
 
     def observe(self, states):
@@ -217,6 +223,7 @@ class Loop:
             times = times[: len(points)]
             for i, arm in enumerate(self.arms):
                 arm.plan(times, points[:, i, :6], points[:, i, 6])
+            self.planned = points
             self.plan_end = times[-1]
             row.update(commanded=self.clock(), used=len(points), first=points[0])
 
@@ -312,6 +319,7 @@ def run(args):
     from envs import task_named
     from export import load_policy
     from robot_switch import switch
+    from robot_view import View
 
     policy = load_policy(args.ckpt)
     fit(policy, args.ckpt, args.robot)
@@ -324,7 +332,12 @@ def run(args):
         )
     cell = read_cell(args.cell)
     torch.set_num_threads(1)
-    with connected(args, task, policy.specs) as (arms, cameras, scene), switch(args) as pressed:
+    with contextlib.ExitStack() as stack:
+        arms, cameras, scene = stack.enter_context(connected(args, task, policy.specs))
+        pressed = stack.enter_context(switch(args))
+        view = None
+        if args.view is not None:
+            view = stack.enter_context(contextlib.closing(View(args.view, cameras, cell)))
         loop = Loop(
             policy,
             arms,
@@ -335,6 +348,7 @@ def run(args):
             pressed=pressed,
             ensemble=args.ensemble,
             seed=args.seed,
+            view=view,
         )
         try:
             go_home(arms, cell, pressed=pressed)
@@ -365,24 +379,30 @@ def print_summary(found, log, path):
 
 
 def record(args):
-    """Record demonstrations as a LeRobotDataset: of the twin's scripted expert, or by keyboard."""
+    """Record demonstrations as a LeRobotDataset: of the twin's scripted expert, or of a person."""
     import robot_record
     from envs import task_named
+    from robot_spacemouse import spacemouse
     from robot_switch import keys
 
     task = task_named(args.task)
     if task.D_a != D_A:
         raise BadInput(f"{args.task} is no task of the two arms: give --task ur5-lift")
+    if args.by != "spacemouse":
+        refuse_flags(args, ["spacemouse"], f"--by {args.by}")
     if args.by == "expert":
         if args.robot == "ur5":
-            raise BadInput("the scripted expert knows only the twin: give --by keyboard")
+            raise BadInput(
+                "the scripted expert knows only the twin: give --by keyboard or --by spacemouse"
+            )
         if args.action_hz != RATE:
             raise BadInput(f"the scripted expert acts at {RATE} Hz: leave --action-hz out")
         return robot_record.by_expert(task, args)
-    with keys() as typed, connected(args, task, task.specs) as (arms, cameras, _):
+    hand = spacemouse(args.spacemouse) if args.by == "spacemouse" else contextlib.nullcontext()
+    with keys() as typed, hand as cap, connected(args, task, task.specs) as (arms, cameras, _):
         cell = read_cell(args.cell)
         try:
-            robot_record.by_keyboard(task, args, arms, cameras, cell, typed)
+            robot_record.by_person(task, args, arms, cameras, cell, typed, cap)
         except Refused as e:
             raise BadInput(f"stopped: {e}: look at the arms before you start again") from e
 
@@ -430,6 +450,13 @@ def parse(argv=None):
     )
     c.add_argument("--ensemble", action="store_true", help="the mean of chunks, not the newest")
     c.add_argument("--seed", type=int, default=0, help="seed of the latents z")
+    c.add_argument(
+        "--view",
+        nargs="?",
+        const="",
+        metavar="RRD",
+        help="show pictures, arms and plans in rerun, or write them to a file",
+    )
     c.add_argument("--log", default="robot.npz", metavar="NPZ", help="the log of every cycle")
     c = found["replay"]
     c.add_argument("file", help="a folder that `record` wrote")
@@ -442,7 +469,14 @@ def parse(argv=None):
     c.add_argument("--task", default="ur5-lift", help="a task of task_ur5.py")
     c.add_argument("--episodes", type=int, default=50, help="how many are kept")
     c.add_argument("--out", required=True, metavar="FOLDER", help="a data set; it is added to")
-    c.add_argument("--by", choices=("expert", "keyboard"), default="expert", help="who acts")
+    c.add_argument(
+        "--by", choices=("expert", "keyboard", "spacemouse"), default="expert", help="who acts"
+    )
+    c.add_argument(
+        "--spacemouse",
+        metavar="DEVICE",
+        help="/dev/input/eventN of --by spacemouse; the first that is found if not given",
+    )
     c.add_argument("--variety", type=float, default=0.5, help="of the expert, 0 to 1")
     c.add_argument("--video", default="av1", choices=("av1", "h264", "off"), help="off: PNG")
     add_robot(c)
@@ -459,6 +493,8 @@ def main():
         raise BadInput("--robot ur5 needs --hosts LEFT RIGHT, the addresses of the two arms")
     if args.robot == "twin":
         refuse_flags(args, ["hosts"], "--robot twin")
+    if getattr(args, "view", None):
+        check_output(args, "view")
     if "log" in args:
         check_seed(args, "seed")
         check_output(args, "log")

@@ -32,6 +32,7 @@ KEYS = {  # what a key moves: x, y, z in the cell's frame, and the last joint
 }
 HELP = """w s forward and back   a d left and right   r f up and down   q e turn the wrist
 g gripper   tab the other arm   enter keep the episode   backspace throw it away   x end"""
+CAP_HELP = "push and turn the cap; its left button is the gripper, its right one the other arm\n"
 
 
 def there(folder):
@@ -85,20 +86,20 @@ def seen(task, env, arrays):
     return episode
 
 
-# ---- a person at the keyboard --------------------------------------------------------------------
+# ---- a person ------------------------------------------------------------------------------------
 
 
-def by_keyboard(task, args, arms, cameras, cell, typed):
+def by_person(task, args, arms, cameras, cell, typed, cap=None):
     """Record what a person does with the keys of HELP, until there are args.episodes.
 
-    typed: a function that gives the characters since its last call.
-    Raises Refused if an arm stops.
+    typed: a function that gives the characters since its last call. cap: a SpaceMouse, if one moves
+    the tools, too. Raises Refused if an arm stops, or if the SpaceMouse is gone.
     """
-    print(HELP, flush=True)
+    print(HELP if cap is None else CAP_HELP + HELP, flush=True)
     kept = there(args.out)
     while kept < args.episodes:
         go_home(arms, cell)
-        episode = teleoperated(task, args.action_hz, arms, cameras, cell, typed)
+        episode = teleoperated(task, args.action_hz, arms, cameras, cell, typed, cap)
         if episode is None:
             break
         if len(episode.get("action", ())):
@@ -108,7 +109,9 @@ def by_keyboard(task, args, arms, cameras, cell, typed):
     print(f"{args.out}: {kept} episodes")
 
 
-def teleoperated(task, hz, arms, cameras, cell, typed, clock=time.monotonic, sleep=time.sleep):
+def teleoperated(
+    task, hz, arms, cameras, cell, typed, cap=None, clock=time.monotonic, sleep=time.sleep
+):
     """One episode {name: (L, ...)}: {} if it was thrown away, None at the end of all.
 
     Each step records what is seen and then the target that is sent, as in training.
@@ -123,7 +126,9 @@ def teleoperated(task, hz, arms, cameras, cell, typed, clock=time.monotonic, sle
         for state in states:
             if state.fault:
                 raise Refused(state.fault)
-        for key in typed():
+        if cap:
+            goal[arm, :6] = pushed(goal[arm, :6], arm, cap.push(1 / hz), cell)
+        for key in typed() + (cap.keys() if cap else ""):
             if key in "\r\n\x7f\bx":
                 return ended(key, steps)
             if key == "\t":

@@ -4,6 +4,8 @@ The arms are ur5.FakeArm: the servo, the plan and the faults are the real ones.
 """
 
 import json
+import os
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +15,17 @@ import torch
 import data
 import envs
 import realrobot
+import robot_spacemouse
+import robot_switch
 from commands import BadInput
 from realrobot import ARM, D_A, Loop, ensembled, schedule
 from robot_cameras import Cameras, recorded
 from robot_log import COLUMNS, Log
 from robot_motion import go_home, move, targets
 from robot_record import pushed, teleoperated
-from robot_switch import Pedal, Space
+from robot_spacemouse import FULL, MOVED, PLACED
+from robot_switch import KEY, Pedal, Space
+from robot_view import View
 from safety import GO, HOLD, STOP, Cell, Patience, Refused, skeleton
 from ur5 import FakeArm
 
@@ -168,6 +174,78 @@ def test_the_mean_of_chunks():
     assert np.allclose(points[:, :, 6], 1.0)
     halves = [(np.array([0.0, 2.0]), np.stack([old[0], new[0]])), chunks[1]]
     assert ensembled(halves, np.array([1.0]))[0, 0, 0] == pytest.approx(0.5 * (1 - newer) + newer)
+
+
+# ---- the live view -------------------------------------------------------------------------------
+
+
+class FakeStream:
+    """Keeps what it was given to show: {name: (time, what)}."""
+
+    def __init__(self, name):
+        self.shown = {}
+
+    def save(self, path):
+        self.path = path
+
+    def set_time(self, timeline, duration):
+        self.time = duration
+
+    def log(self, name, what):
+        self.shown[name] = self.time, what
+
+    def flush(self):
+        self.flushed = True
+
+    def disconnect(self):
+        self.flushed = True
+
+
+def lines(strips, colors):
+    """What LineStrips3D is told."""
+    return np.asarray(strips[0])
+
+
+@pytest.fixture
+def fake_rerun(monkeypatch):
+    """A stand-in of rerun that keeps the arguments."""
+    same = {name: staticmethod(lambda x: x) for name in ("Image", "Scalars", "TextLog")}
+    fake = SimpleNamespace(RecordingStream=FakeStream, LineStrips3D=lines, **same)
+    monkeypatch.setitem(sys.modules, "rerun", fake)
+
+
+def test_the_view_shows_the_newest_cycle(setup, fake_rerun):
+    view = View("run.rrd", setup.cameras, CELL)
+    setup.loop.view = view
+    setup.cycles(1)
+    setup.loop.log.event(setup.clock(), "held: a test")
+    setup.cycles(1)
+    view.close()
+    row = setup.loop.log.rows[-1]
+    shown = view.stream.shown
+    assert shown["left/base/measured"] == (row["begun"], row["q"][0, 0])
+    assert shown["cameras/front"][1].shape == (8, 8, 3)
+    links = skeleton(row["q"][1, :6], 1, CELL)
+    assert np.allclose(shown["arms/right"][1], links)
+    plan = shown["arms/right/plan"][1]
+    assert np.allclose(plan[0], links[-1]) and len(plan) == 1 + row["used"]
+    assert shown["events"][1] == "held: a test"
+    assert view.stream.flushed
+
+
+def test_a_view_without_rerun_says_what_to_install(setup, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(BadInput, match="pip install 'rerun-sdk"):
+        View("", setup.cameras, CELL)
+
+
+def test_a_view_is_written_by_rerun(setup, tmp_path):
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+    view = View(tmp_path / "run.rrd", setup.cameras, CELL)
+    setup.loop.view = view
+    setup.cycles(2)
+    view.close()
+    assert (tmp_path / "run.rrd").read_bytes()[:3] == b"RRF"
 
 
 # ---- the loop ------------------------------------------------------------------------------------
@@ -520,6 +598,70 @@ def test_a_person_records_by_keys(setup):
     setup.arms[1].controller.protective()
     with pytest.raises(Refused, match="protective stop"):
         teleoperated(*rest, lambda: "w", **how)
+
+
+@pytest.fixture
+def cap(setup):
+    """A SpaceMouse, and a function that lets it tell of an event."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+
+    def tell(kind, code, value):
+        os.write(writer, robot_switch.EVENT.pack(0, 0, kind, code, value))
+
+    yield robot_spacemouse.SpaceMouse(reader, setup.clock), tell
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_cap_tells_where_it_is_pushed(setup, cap):
+    mouse, tell = cap
+    tell(PLACED, 1, -FULL)  # forward, to the end
+    tell(PLACED, 0, 10)  # nothing: within the dead zone
+    tell(PLACED, 5, FULL // 2)
+    assert np.allclose(mouse.push(0.1), [0.015, 0, 0, 0.03])
+    setup.advance(5)
+    assert mouse.push(0.1)[0] == pytest.approx(0.015)  # it is where it was: nothing changed
+    tell(PLACED, 1, 0)
+    tell(PLACED, 5, 0)
+    tell(MOVED, 2, 2 * FULL)  # down, beyond the end
+    assert np.allclose(mouse.push(0.1), [0, 0, -0.015, 0])
+    setup.advance(0.2)
+    assert not mouse.push(0.1).any()  # no movement for so long: let go
+    tell(KEY, 257, 1)
+    tell(KEY, 257, 0)
+    tell(KEY, 256, 1)
+    assert mouse.keys() == "\tg" and mouse.keys() == ""
+
+
+def test_a_person_records_by_cap(setup, cap):
+    """The right tool is chosen, moves left for two steps and closes its gripper."""
+    mouse, tell = cap
+    task = SimpleNamespace(obs={"proprio": (D_A,)})
+    events = iter([[(KEY, 257, 1)], [(PLACED, 0, -FULL)], [], [(PLACED, 0, 0), (KEY, 256, 1)]])
+
+    def typed():
+        for event in next(events, [(KEY, 0, 0)]):
+            tell(*event)
+        return "\n" if setup.clock() > start + 0.45 else ""
+
+    start = setup.clock()
+    tool = [skeleton(setup.targets()[i, :6], i, CELL)[-1] for i in range(2)]
+    how = {"cap": mouse, "clock": setup.clock, "sleep": setup.advance}
+    episode = teleoperated(task, 10, setup.arms, setup.cameras, CELL, typed, **how)
+    now = [skeleton(setup.targets()[i, :6], i, CELL)[-1] for i in range(2)]
+    assert np.allclose(now[0], tool[0], atol=1e-6)
+    assert np.allclose(now[1] - tool[1], [0, 0.03, 0], atol=6e-3)
+    assert episode["action"][-1, 13] == 1
+
+
+def test_a_lost_cap_stops(cap):
+    mouse, _ = cap
+    mouse.device = os.open("/dev/null", os.O_WRONLY)  # cannot be read
+    try:
+        with pytest.raises(Refused, match="SpaceMouse is gone"):
+            mouse.push(0.1)
+    finally:
+        os.close(mouse.device)
 
 
 def test_a_recording_goes_on_and_trains_and_replays(tmp_path, monkeypatch, capsys):
