@@ -136,22 +136,38 @@ class Encoder(nn.Module):
         """The encoders of pictures, each once."""
         return [part for name, part in self.parts.items() if name in self.crop]
 
+    @property
+    def frame_sizes(self):
+        """{camera: the number C of a frame's features}."""
+        return {name: self.camera(name).size for name in self.crop}
+
+    def camera(self, name):
+        """The encoder of a camera's pictures."""
+        return self.cameras[0] if self.shared else self.parts[name]
+
+    def of_frames(self, name, frames):
+        """Pictures (n, H, W, 3) of a camera, whose middle is seen -> features (n, C)."""
+        return self.camera(name)(centre_crop(frames, self.crop[name]))
+
     def of_cameras(self, obs):
-        """{camera: features (B T_o, C)} of obs {name: (B, T_o, H, W, 3)}, whose middle is seen."""
-        seen = {
-            name: centre_crop(obs[name].flatten(0, 1), crop) for name, crop in self.crop.items()
-        }
+        """{camera: features (B T_o, C)} of obs {name: (B, T_o, H, W, 3)}."""
         if not self.shared:
-            return {name: self.parts[name](frames) for name, frames in seen.items()}
-        together = self.cameras[0](torch.cat(list(seen.values())))
-        return dict(zip(seen, together.chunk(len(seen))))
+            return {name: self.of_frames(name, obs[name].flatten(0, 1)) for name in obs}
+        seen = [centre_crop(obs[name].flatten(0, 1), self.crop[name]) for name in obs]
+        together = self.cameras[0](torch.cat(seen))
+        return dict(zip(obs, together.chunk(len(seen))))
 
     def forward(self, obs):
-        """obs {name: (B, T_o, ...)}, normalised -> features (B, size)."""
+        """obs {name: (B, T_o, ...)}, normalised -> features (B, size).
+
+        A camera's entry may also be (B, T_o, C): features that of_frames() gave before.
+        """
         B, T_o = obs[self.names[0]].shape[:2]
-        frames = self.of_cameras(obs) if self.crop else {}  # (B T_o, C) each
+        pictures = {name: obs[name] for name in self.crop if obs[name].ndim == 5}
+        frames = self.of_cameras(pictures) if pictures else {}  # (B T_o, C) each
         for name in self.names:
             if name not in frames:
-                frames[name] = self.parts[name](obs[name].flatten(0, 1))
+                numbers = obs[name].flatten(0, 1)
+                frames[name] = numbers if name in self.crop else self.parts[name](numbers)
         features = torch.cat([frames[name] for name in self.names], 1)
         return features.unflatten(0, (B, T_o)).flatten(1)

@@ -4,9 +4,10 @@
 
 The graph is one action: the normalisers, the encoders and the generator. Its inputs are the
 observations, `obs.NAME` (1, T_o, ...) in the data's units and pictures as bytes, and the latent z
-(1, T_p, D_a); its output is the chunk (1, T_p, D_a) in action units. The file also says what the
-policy is, so that it takes the place of a checkpoint: evaluate.py --onnx, bench.py infer --onnx,
-realrobot.py run.
+(1, T_p, D_a); its output is the chunk (1, T_p, D_a) in action units. The features of a camera's
+frames, `frames.NAME` (T_o, C), are outputs, too: there the graph is cut, where a robot encodes each
+frame once. The file also says what the policy is, so that it takes the place of a checkpoint:
+evaluate.py --onnx, bench.py infer --onnx, realrobot.py run.
 
 The file is written only if it acts as the checkpoint does: on 100 random observations and latents
 no number of a chunk may differ by more than 1e-4 of the action's range.
@@ -14,6 +15,7 @@ no number of a chunk may differ by more than 1e-4 of the action's range.
 
 import startup  # noqa: F401 - first, see there
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -36,8 +38,6 @@ LARGEST = 2**31  # bytes of a file: protobuf writes no more
 
 def library(name, why):
     """Import one of the packages that are needed here alone. Raises BadInput without it."""
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as e:
@@ -49,23 +49,55 @@ def library(name, why):
 # ---- a policy from the file ----------------------------------------------------------------------
 
 
-class Graph(nn.Module):
-    """The graph of an ONNX file, run by onnxruntime on one thread, row by row of a batch.
+def session_of(content):
+    """A session of onnxruntime on one thread, which is as quick as several at batch 1.
 
-    content: the file's bytes. One thread is as quick as several at batch 1.
+    content: an ONNX file's bytes.
     """
+    onnxruntime = library("onnxruntime", "an ONNX file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+class Graph(nn.Module):
+    """The graph of an ONNX file, run row by row of a batch. content: the file's bytes."""
 
     def __init__(self, content):
         super().__init__()
-        onnxruntime = library("onnxruntime", "an ONNX file")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
+        self.content = content
+        self.session = session_of(content)
         self.inputs = [given.name for given in self.session.get_inputs()]  # a latent may be unused
+        self.encoders = {}  # sessions of the cameras, and of what follows them: see cut()
+        self.rest = None
+
+    @property
+    def frame_sizes(self):
+        """{camera: the number C of a frame's features}, of the cameras that can be cut off."""
+        ends = {out.name: out.shape[1] for out in self.session.get_outputs()}
+        return {name[7:]: C for name, C in ends.items() if name.startswith("frames.")}
+
+    def cut(self, specs, T_o):
+        """Make sessions of each camera's encoder, and of the rest. specs: the policy's.
+
+        Raises BadInput without the package onnx.
+        """
+        onnx = library("onnx", "an ONNX policy on a robot")
+        model = onnx.load_model_from_string(self.content)
+        value = onnx.helper.make_tensor_value_info
+        given = {y.name: y for y in model.graph.input}
+        for name, C in self.frame_sizes.items():
+            end = value(f"frames.{name}", onnx.TensorProto.FLOAT, [T_o, C])
+            part = piece(model, [given.pop(f"obs.{name}")], [end])
+            self.encoders[name] = session_of(part)
+            given[end.name] = end
+        self.rest = session_of(piece(model, list(given.values()), list(model.graph.output)[:1]))
+
+    def encode(self, name, frames):
+        """A camera's frames (T_o, H, W, 3) -> features (T_o, C), numpy arrays."""
+        return self.encoders[name].run(None, {f"obs.{name}": frames[None]})[0]
 
     def forward(self, obs, z):
         """obs {name: (B, T_o, ...)}, z (B, T_p, D_a) -> chunks (B, T_p, D_a) in action units."""
@@ -76,6 +108,36 @@ class Graph(nn.Module):
             rows.append(self.session.run(["chunk"], feed)[0])
         return torch.from_numpy(np.concatenate(rows))
 
+    def from_features(self, obs, z):
+        """The same at batch 1, where the cameras' entries are features (1, T_o, C)."""
+        feed = {} if "z" not in self.inputs else {"z": z.numpy()}
+        for name, y in obs.items():
+            if name in self.encoders:
+                feed[f"frames.{name}"] = y[0].numpy()
+            else:
+                feed[f"obs.{name}"] = y.numpy()
+        return torch.from_numpy(self.rest.run(["chunk"], feed)[0])
+
+
+def piece(model, inputs, outputs):
+    """The part of onnx's ModelProto that leads from some values to others, as a file's bytes."""
+    import onnx
+
+    given = {y.name for y in inputs}
+    wanted = {y.name for y in outputs}
+    nodes = []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            nodes.insert(0, node)
+            wanted |= set(node.input) - given
+    weights = [w for w in model.graph.initializer if w.name in wanted]
+    graph = onnx.helper.make_graph(nodes, "piece", inputs, outputs, weights)
+    made = onnx.helper.make_model(
+        graph, opset_imports=model.opset_import, functions=model.functions
+    )
+    made.ir_version = model.ir_version
+    return made.SerializeToString()
+
 
 class OnnxPolicy:
     """A policy that acts as policy.Policy does, by the graph of an ONNX file. It cannot be trained.
@@ -83,6 +145,7 @@ class OnnxPolicy:
     shape: as a Policy's. net: a Graph.
     """
 
+    taken = Policy.taken
     tensors = Policy.tensors
     check = Policy.check
     check_task = Policy.check_task
@@ -102,7 +165,14 @@ class OnnxPolicy:
         self.sampler = None  # not used: what another method does stands in the graph
         self.z_scale = 1.0
         self.net = net
+        self.frame_sizes = net.frame_sizes if importlib.util.find_spec("onnx") else {}  # cut()
         self.device = torch.device("cpu")
+
+    def encoded(self, name, frame):
+        """A camera's frame (H, W, 3) -> its features (C,). See Policy.encoded."""
+        if self.net.rest is None:
+            self.net.cut(self.specs, self.T_o)
+        return self.net.encode(name, np.broadcast_to(frame, (self.T_o, *frame.shape)))[0]
 
     @torch.inference_mode()
     def act(self, obs, z=None, *, generator=None):
@@ -110,6 +180,8 @@ class OnnxPolicy:
         self.check(obs)
         if z is None:
             z = self.z_scale * self.latent(batch_of(obs), generator=generator)
+        if any(obs[name].ndim == 3 for name in self.frame_sizes):
+            return self.net.from_features(obs, z)
         return self.net(obs, z)
 
     @classmethod
@@ -163,21 +235,30 @@ def load_policy(path, *, task=None):
 
 
 class Acting(nn.Module):
-    """What Policy.act computes, as a module for the exporter: observations and z in, chunk out."""
+    """What Policy.act computes, as a module for the exporter.
+
+    Observations and z go in; the chunk comes out, and the features of each camera's frames, unless
+    all cameras share an encoder: those run as one batch, which cannot be cut.
+    """
 
     def __init__(self, policy):
         super().__init__()
         self.policy = policy
+        self.cameras = list(policy.frame_sizes)
 
     def forward(self, *inputs):
-        """The observations in the order of the policy's specs, then z -> the chunk."""
+        """The observations in the order of the policy's specs, then z -> (chunk, *features)."""
         *seen, z = inputs
         obs = dict(zip(self.policy.specs, seen))
+        frames = {}
+        if not self.policy.encoder.shared:
+            frames = self.policy.encoder.of_cameras({name: obs[name] for name in self.cameras})
+        obs |= {name: y[None] for name, y in frames.items()}
         if self.policy.sampler is None:
             chunk = self.policy(obs, z)
         else:
             chunk = self.policy.sampler(self.policy, obs, z, None)
-        return self.policy.norm_action.inverse(chunk)
+        return self.policy.norm_action.inverse(chunk), *frames.values()
 
 
 def random_observation(policy, generator):
@@ -205,6 +286,7 @@ def graph_of(policy):
     prepare(policy)
     example = random_observation(policy, torch.Generator().manual_seed(0))
     names = [f"obs.{name}" for name in policy.specs]
+    ends = [] if policy.encoder.shared else [f"frames.{name}" for name in policy.frame_sizes]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is not needed
     with torch.no_grad(), warnings.catch_warnings(), refusing("the policy cannot be exported"):
         warnings.simplefilter("ignore")
@@ -212,7 +294,7 @@ def graph_of(policy):
             Acting(policy).eval(),
             (*example.values(), policy.latent(1)),
             input_names=[*names, "z"],
-            output_names=["chunk"],
+            output_names=["chunk", *ends],
             dynamo=True,  # the older exporter writes graphs of pictures that are not valid
             external_data=False,
             verbose=False,

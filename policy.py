@@ -127,21 +127,41 @@ class Policy(nn.Module):
 
     # ---- observations ---------------------------------------------------------------------------
 
+    @property
+    def frame_sizes(self):
+        """{camera: the number C of a frame's features}."""
+        return self.encoder.frame_sizes
+
+    @torch.inference_mode()
+    def encoded(self, name, frame):
+        """A camera's frame (H, W, 3) -> its features (C,), both numpy arrays.
+
+        An observation may hold the features (B, T_o, C) of a camera's frames instead of the frames:
+        a robot sees each of them many times, but encodes it once.
+        """
+        frames = torch.as_tensor(frame, device=self.device)[None]
+        return self.encoder.of_frames(name, frames)[0].cpu().numpy()
+
+    def taken(self, obs):
+        """{name: (T_o, ..., dtype)}: what it takes where it is given obs."""
+        due = {}
+        for name, spec in self.specs.items():
+            due[name] = (self.T_o, *spec["shape"], spec["dtype"])
+            if name in self.frame_sizes and name in obs and obs[name].ndim == 3:
+                due[name] = (self.T_o, self.frame_sizes[name], "float32")
+        return due
+
     def tensors(self, obs):
         """Observations {name: numpy array} as tensors on its device; pictures stay uint8."""
         return {
-            name: torch.as_tensor(
-                obs[name], dtype=getattr(torch, spec["dtype"]), device=self.device
-            )
-            for name, spec in self.specs.items()
+            name: torch.as_tensor(obs[name], dtype=getattr(torch, due[-1]), device=self.device)
+            for name, due in self.taken(obs).items()
         }
 
     def check(self, obs):
         """Refuse observations of other names, shapes or dtypes than its own. Raises BadInput."""
         given = {name: (*y.shape[1:], str(y.dtype)[6:]) for name, y in obs.items()}
-        taken = {
-            name: (self.T_o, *spec["shape"], spec["dtype"]) for name, spec in self.specs.items()
-        }
+        taken = self.taken(obs)
         if given != taken:
             raise BadInput(
                 f"observations {show(given)} do not fit this policy, which takes {show(taken)}"

@@ -6,7 +6,8 @@
 The twin is a simulation that speaks the arms' own protocol, so both run the same code: see
 ROBOT.md. `Loop` is all of it. The policy never talks to a servo. In each cycle
 
-  observe    the newest frames and arm states, and those T_o - 1 steps of dt before
+  observe    the newest frames and arm states, and those T_o - 1 steps of dt before; each frame was
+             encoded once, when it was captured
   act        one network evaluation: a chunk of targets, each with the time that it is for
   schedule   targets whose time has passed are dropped; there is always one left
   limit      what breaks a limit is clipped or refused (safety.py)
@@ -332,8 +333,12 @@ def run(args):
         )
     cell = read_cell(args.cell)
     torch.set_num_threads(1)
+    for name in policy.frame_sizes:  # warm up
+        policy.encoded(name, np.zeros(policy.specs[name]["shape"], np.uint8))
+    encoded = policy.encoded if policy.frame_sizes else None
     with contextlib.ExitStack() as stack:
-        arms, cameras, scene = stack.enter_context(connected(args, task, policy.specs))
+        setup = connected(args, task, policy.specs, encoded)
+        arms, cameras, scene = stack.enter_context(setup)
         pressed = stack.enter_context(switch(args))
         view = None
         if args.view is not None:

@@ -3,7 +3,7 @@
   cameras = Cameras({"front": source, "left_wrist": source}, rate=30)
   cameras.start()
   cameras.times()                       {"front": when its newest frame was captured}
-  cameras.at("front", [t - 0.1, t])     the frames captured nearest to then
+  cameras.at("front", [t - 0.1, t])     the frames captured nearest to then, or what `encoded` made
 
 A source is a function that returns the next frame and when it was captured, by time.monotonic(), or
 None if there is none. Each has a thread of its own, so a camera that hangs delays no other.
@@ -21,12 +21,17 @@ KEPT = 3.0  # seconds of frames that are kept
 
 
 class Cameras:
-    """The newest frames of sources {name: function}; rate: of the cameras, in Hz."""
+    """The newest frames of sources {name: function}; rate: of the cameras, in Hz.
 
-    def __init__(self, sources, rate=30, clock=time.monotonic):
+    encoded: a function of a picture's camera and the picture (H, W, 3), to be called once for each,
+    in the camera's thread. It may be set until start().
+    """
+
+    def __init__(self, sources, rate=30, clock=time.monotonic, encoded=None):
         self.sources = sources
         self.rate = rate
         self.clock = clock
+        self.encoded = encoded
         self.frames = {name: deque(maxlen=int(KEPT * rate) + 1) for name in sources}
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -61,8 +66,9 @@ class Cameras:
         found = self.sources[name]()
         if found is not None:
             t, frame = found
+            seen = self.encoded(name, frame) if self.encoded and frame.ndim == 3 else frame
             with self.lock:
-                self.frames[name].append((t, frame))
+                self.frames[name].append((t, frame, seen))
 
     def times(self):
         """{name: when its newest frame was captured}."""
@@ -70,16 +76,21 @@ class Cameras:
             return {name: kept[-1][0] for name, kept in self.frames.items()}
 
     def at(self, name, times):
-        """The frames that were captured nearest to these times: (n, ...)."""
+        """What was captured nearest to these times: (n, ...), frames or what was made of them."""
         with self.lock:
             kept = list(self.frames[name])
-        captured = np.array([t for t, _ in kept])
-        return np.stack([kept[np.abs(captured - t).argmin()][1] for t in times])
+        captured = np.array([t for t, _, _ in kept])
+        return np.stack([kept[np.abs(captured - t).argmin()][2] for t in times])
+
+    def newest(self, name):
+        """The newest frame of a camera."""
+        with self.lock:
+            return self.frames[name][-1][1]
 
     def measured(self):
         """{name: frames a second, as captured}."""
         with self.lock:
-            kept = {name: [t for t, _ in frames] for name, frames in self.frames.items()}
+            kept = {name: [t for t, _, _ in frames] for name, frames in self.frames.items()}
         return {
             name: (len(t) - 1) / (t[-1] - t[0]) if len(t) > 1 and t[-1] > t[0] else 0.0
             for name, t in kept.items()

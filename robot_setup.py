@@ -66,10 +66,11 @@ def servo_limits(cell):
 
 
 @contextlib.contextmanager
-def connected(args, task, specs):
+def connected(args, task, specs, encoded=None):
     """Inside the `with`: (arms, cameras, scene) as the flags say; both arms are stopped at its end.
 
-    scene: a TwinScene of the twin, else None. Raises BadInput where something is missing.
+    scene: a TwinScene of the twin, else None. encoded: of Cameras. Raises BadInput where something
+    is missing.
     """
     from robot_cameras import Cameras, TwinScene
     from ur5 import Arm
@@ -94,7 +95,7 @@ def connected(args, task, specs):
             if state.fault:
                 raise BadInput(f"{side} arm {arm.host}: {state.fault}: `realrobot.py check` helps")
         names = [name for name in specs if name != "proprio"]
-        cameras = Cameras(sources(args, names, specs, scene), args.camera_hz)
+        cameras = Cameras(sources(args, names, specs, scene), args.camera_hz, encoded=encoded)
         stack.callback(cameras.close)
         cameras.start()
         yield arms, cameras, scene

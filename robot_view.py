@@ -5,7 +5,6 @@ it. It takes its part of the processor all the same: measure latencies without i
 """
 
 import threading
-import time
 
 import numpy as np
 
@@ -68,9 +67,8 @@ class View:
         """Draw a cycle."""
         log = self.stream.log
         self.stream.set_time("time", duration=row["begun"])
-        now = time.monotonic()
         for name in self.cameras.times():
-            frame = self.cameras.at(name, [now])[0]
+            frame = self.cameras.newest(name)
             if frame.ndim == 3:
                 log(f"cameras/{name}", self.rerun.Image(frame))
         for i, side in enumerate(ARMS):

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,23 @@ def test_pictures(packages):
     model = export.graph_of(policy)
     other = OnnxPolicy(policy.shape, export.Graph(model.SerializeToString()))
     assert export.parity(policy, other, n=3) < 1e-4
+
+
+def test_the_graph_is_cut_where_frames_are_encoded(packages):
+    """Three cameras: features of single frames in the pictures' place give the same chunk."""
+    policy = make_policy((8, 8), "cpu", task_named("ur5-lift")).eval()
+    model = export.graph_of(policy)
+    other = OnnxPolicy(policy.shape, export.Graph(model.SerializeToString()))
+    assert other.frame_sizes == policy.frame_sizes and len(other.frame_sizes) == 3
+    arrays = random_arrays(policy, 1, policy.T_o)
+    z = policy.latent(1)
+    before = dict(arrays)
+    for name in other.frame_sizes:
+        before[name] = np.stack([other.encoded(name, frame) for frame in arrays[name][0]])[None]
+    chunk = other.act(other.tensors(before), z)
+    torch.testing.assert_close(chunk, policy.act(policy.tensors(arrays), z), atol=1e-4, rtol=1e-4)
+    for session in (*other.net.encoders.values(), other.net.rest):
+        assert sum(y.name.startswith("obs.") for y in session.get_inputs()) == 1
 
 
 @pytest.mark.parametrize("content, words", [(b"", "not an ONNX file"), (b"x" * 99, "not an ONNX")])

@@ -59,6 +59,8 @@ def observations(p, B=5, seed=1):
 class Brightness(nn.Module):
     """In the place of the encoder: the mean of the pixels, and the state as it is."""
 
+    frame_sizes = {}
+
     def __init__(self, shapes, T_o):
         super().__init__()
         self.size = T_o * (1 + shapes["state"][0])
@@ -512,6 +514,24 @@ def test_pictures_stay_bytes_up_to_their_encoder():
     assert seen == [torch.uint8, torch.uint8]
     with pytest.raises(BadInput, match="do not fit this policy"):
         p.act({**obs, "front": obs["front"].float()})
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_frames_may_be_encoded_before(vision):
+    """Features of single frames in the pictures' place give the same chunk."""
+    p = with_cameras(0, vision)
+    arrays = camera_observations(p)
+    z = p.latent(3)
+    due = p.act(p.tensors(arrays), z)
+    before = dict(arrays)
+    for name, C in p.frame_sizes.items():
+        frames = arrays[name].reshape(-1, *arrays[name].shape[2:])
+        before[name] = np.stack([p.encoded(name, frame) for frame in frames])
+        before[name] = before[name].reshape(3, p.T_o, C)
+    torch.testing.assert_close(p.act(p.tensors(before), z), due, atol=1e-4, rtol=1e-4)
+    assert set(p.frame_sizes) == {"front", "wrist"}
+    with pytest.raises(BadInput, match="do not fit this policy"):
+        p.act(p.tensors({**before, "front": before["front"][:, :, 1:]}), z)
 
 
 def test_cameras_are_encoded_once_for_all_hypotheses():

@@ -176,6 +176,34 @@ def test_the_mean_of_chunks():
     assert ensembled(halves, np.array([1.0]))[0, 0, 0] == pytest.approx(0.5 * (1 - newer) + newer)
 
 
+# ---- the cameras ---------------------------------------------------------------------------------
+
+
+def test_a_frame_is_encoded_once_when_it_is_captured():
+    clock = Clock()
+    calls = []
+
+    def encoded(name, frame):
+        calls.append(name)
+        return np.array([frame.mean()])
+
+    numbers = np.array([1.0, 2.0])  # no picture
+    sources = {
+        "front": lambda: (clock(), np.full((2, 2, 3), 10 * len(calls), np.uint8)),
+        "state": lambda: (clock(), numbers),
+    }
+    cameras = Cameras(sources, 30, clock, encoded)
+    for _ in range(3):
+        for name in sources:
+            cameras.capture(name)
+        clock.sleep(0.1)
+    assert calls == 3 * ["front"]
+    assert cameras.at("front", [100.0, 100.1, 100.1]).tolist() == [[0], [10], [10]]
+    assert cameras.newest("front").shape == (2, 2, 3) and cameras.newest("front")[0, 0, 0] == 20
+    assert np.array_equal(cameras.at("state", [100.0])[0], numbers)
+    assert len(calls) == 3
+
+
 # ---- the live view -------------------------------------------------------------------------------
 
 
