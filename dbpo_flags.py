@@ -225,13 +225,6 @@ def add_update(p):
         help=f"iterations in which it falls to that, linearly {by_task('anchor_iters')}",
     )
     g.add_argument(
-        "--ema",
-        type=float,
-        default=0.8,
-        help="the decay, an iteration, of the weights' moving average, which is the policy that is "
-        "evaluated and kept; 0: the last weights",
-    )
-    g.add_argument(
         "--smooth",
         type=float,
         metavar="WEIGHT",
@@ -369,9 +362,8 @@ def check_ranges(args, task):
     ):
         if not 0 <= getattr(args, k) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
-    for k in ("rho", "ema"):
-        if not 0 <= getattr(args, k) < 1:
-            raise BadInput(f"--{k} must lie in [0, 1)")
+    if not 0 <= args.rho < 1:
+        raise BadInput("--rho must lie in [0, 1)")
     for k in ("gamma", "inner_gamma", "gae_lambda", "critic_lambda"):
         if not 0 <= getattr(args, k) <= 1:
             raise BadInput(f"--{k.replace('_', '-')} must lie in [0, 1]")

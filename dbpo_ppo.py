@@ -3,10 +3,10 @@
 Source: arXiv 2604.03540, Eqs. 12-17, 43-57. The equations are in dbpo_loss.py, the reward and the
 roll-out in dbpo_rollout.py, the update in dbpo_update.py. The checkpoint names its task. Every
 iteration collects chunks with noise, computes advantages, and updates critic and actor. What comes
-out is an ordinary policy that acts with its mean, in one forward pass, by weights averaged over the
-last iterations. The run folder gets init.pt (the policy that it began from), ckpt.pt (the last
-one), best.pt, state.pt (for --resume), logs and curves.png. Under torchrun the simulators are split
-over the processes, and the update is that of one process (ranks.py).
+out is an ordinary policy that acts with its mean, in one forward pass. The run folder gets init.pt
+(the policy that it began from), ckpt.pt (the last one), best.pt, state.pt (for --resume), logs and
+curves.png. Under torchrun the simulators are split over the processes, and the update is that of
+one process (ranks.py).
 """
 
 import startup  # noqa: F401 - first, see there
@@ -28,7 +28,7 @@ from dbpo_rollout import collect, leaves, make_buffer, whole_buffer
 from dbpo_update import advantages, update
 from envs import Simulators, closing
 from evaluate import bootstrap, evaluate, line, log_score, smoothness
-from policy import EMA, Policy
+from policy import Policy
 from ranks import of_torchrun
 from runs import Run, curves, load_state
 from saves import (
@@ -122,7 +122,6 @@ class Training:
         self.interrupts = Interrupts(quiet=not ranks.first)
         self.timer = Timer(args.save_every)
         self.frozen = copy.deepcopy(policy).requires_grad_(False)  # theta_0 of Eq. 16
-        self.ema = EMA(policy, args.ema, power=1)
         self.sigma = args.sigma
         self.actor = Actor(policy, math.nan, args.sigma_range, args.rho)
         self.critic = Critic(policy)
@@ -183,7 +182,6 @@ class Training:
             for name, module, weights in (
                 ("init.pt", self.frozen, start.state_dict()),
                 ("weights", self.policy, policy["weights"]),
-                ("ema", self.ema, policy["ema"]),
                 ("head", self.actor.head, state["head"]),
                 ("critic", self.critic, state["critic"]),
             ):
@@ -247,15 +245,8 @@ class Training:
         self.timer.restart()
 
     def save_policy(self, path):
-        """Write a checkpoint: the last weights, and the averaged ones, which act."""
-        ema = self.ema.state_dict()
-        self.policy.save(path, flags=self.flags, ema=ema, step=self.env_steps)
-
-    def deployed(self):
-        """The policy as it would be deployed: with the averaged weights (note 59)."""
-        policy = copy.deepcopy(self.policy).requires_grad_(False)
-        policy.load_state_dict({**policy.state_dict(), **self.ema.state_dict()})
-        return policy
+        """Write a checkpoint of the last weights (note 59)."""
+        self.policy.save(path, flags=self.flags, step=self.env_steps)
 
     def log(self, now):
         """Write a row of an iteration's figures, and show some of them."""
@@ -284,7 +275,7 @@ class Training:
 
     def choose(self):
         """Evaluate on the starts that choose, log it, and keep the best policy as best.pt."""
-        result = self.judged(self.deployed(), start_seed=CHOICE_SEED)
+        result = self.judged(self.policy, start_seed=CHOICE_SEED)
         log_score(self.run, self.env_steps, result, minutes=self.minutes, iteration=self.it)
         self.bar.write(
             f"iteration {self.it}, {self.env_steps} steps, {self.minutes:.1f} min: {line(result)}"
@@ -298,7 +289,7 @@ class Training:
         self.bar.close()
         best, _ = Policy.load(self.out / "best.pt", self.args.device)
         best.set_executed(self.policy.T_a)
-        before, after, chosen = (self.judged(p) for p in (self.frozen, self.deployed(), best))
+        before, after, chosen = (self.judged(p) for p in (self.frozen, self.policy, best))
         if not any("final_score" in row for row in self.run.rows):
             results = {"before": before, "final": after, "best": chosen}
             told = {
@@ -439,7 +430,6 @@ def iterate(run, generator):
     seconds = time.perf_counter() - clock
     steps = buffer["ran"].sum().item()
     run.it += 1
-    run.ema.update(run.it)
     run.env_steps += int(steps)
     run.minutes += seconds / 60
     every = run.ranks.whole(torch.from_numpy(scores.T), args.num_envs).T.numpy()  # (S, N)

@@ -312,7 +312,7 @@ STAGE2_KEYS = ("setting", "seed", "episodes", "start_seed")
 NO_ANCHOR = ("--anchor", 0)
 WHITE = "its noise was white and of a size set by hand, its reward another"
 FALLING = "its noise fell to 0.3 of what it was, and the motion cost more (--smooth 1)"
-STAYING = "its noise stayed, and its last weights were kept, not their average"
+STAYING = "its noise stayed"
 
 
 def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=None):

@@ -68,8 +68,8 @@ def suite_run(experiment, seed, args):
     flags = ["--task", experiment.task, "--data", recorded(scene, demos, args)]
     flags += ["--demos", demos, "--steps", steps, "--seed", seed, "--dims", *args.dims]
     flags += ["--episodes", 1]  # the row's own evaluation follows
-    flags += given(args, "batch", "device", "threads", "one_process")
-    log = finished("dbp_train.py", out, *flags, *experiment.stage1)
+    flags += [*experiment.stage1, *given(args, "batch", "device", "threads", "one_process")]
+    log = finished("dbp_train.py", out, *flags)
     policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], experiment.nfe[0])
     task = task_named(experiment.task)
     figures, result = scored(policy, task, log, row["episodes"], starts.first_seed, args)

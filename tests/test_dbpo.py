@@ -48,7 +48,7 @@ from drift import chunk_loss
 from encoders import vision_of
 from envs import TASKS, Simulators, Stepped
 from files import load_torch
-from policy import EMA, Policy
+from policy import Policy
 from runs import read_log
 from task import Task, observation_space
 from test_dbpo_loss import make_policy, slow_gae
@@ -801,30 +801,6 @@ def same_training(*runs):
     for a, b in zip(*rows):
         for k in ("return", "kl", "score", "explained", "sigma", "off"):
             assert a.get(k) == b.get(k)
-
-
-@pytest.mark.parametrize("decay", [0, 0.9])
-def test_the_average_is_what_is_kept(init, tmp_path, no_picture, monkeypatch, decay):
-    """The weights after each iteration, averaged by hand, are those that ckpt.pt acts with."""
-    weights = [load_torch(init)["weights"]]
-    real = EMA.update
-
-    def update(ema, n):
-        weights.append({k: p.detach().clone() for k, p in zip(ema.names, ema.params)})
-        real(ema, n)
-
-    monkeypatch.setattr(EMA, "update", update)
-    monkeypatch.setattr(dbpo_ppo, "RAMP", 1)
-    out = tmp_path / "r"
-    ppo("--init", init, "--num-iterations", 3, *SMALL, "--ema", decay, "--out", out)
-    acts, _ = Policy.load(out / "ckpt.pt")
-    raw, _ = Policy.load(out / "ckpt.pt", ema=False)
-    for name, p in acts.named_parameters():
-        known = torch.stack([w[name] for w in weights])
-        wanted = known.mean(0) if decay else known[-1]  # at first the average is the mean of all
-        torch.testing.assert_close(p, wanted)
-        assert torch.equal(dict(raw.named_parameters())[name], known[-1])
-    assert any(not torch.equal(weights[-1][k], weights[0][k]) for k in weights[-1])
 
 
 @pytest.mark.parametrize("where", ["collect", "evaluate"])
