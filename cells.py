@@ -23,14 +23,16 @@ RECORDED = {
 
 
 def wrap(text, indent=""):
-    """Text on lines of at most 110 columns."""
-    return textwrap.fill(
-        " ".join(text.split()),
+    """Text on lines of at most 110 columns; a figure and its deviation stay on one line."""
+    glue = "\N{NO-BREAK SPACE}"
+    lines = textwrap.fill(
+        " ".join(text.split()).replace(" ± ", f"{glue}±{glue}"),
         110,
         subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return lines.replace(glue, " ")
 
 
 def paragraph(text):
