@@ -152,7 +152,7 @@ def stage2(results):
         (BEST, "Push-T from the best policy, with the anchor"),
     ):
         axes[0].plot([], [], "o-", color=colour, ms=4, label=label)
-    figure.suptitle("Stage 2: before and after, one line a seed")
+    figure.suptitle("Stage 2 with white noise: before and after, one line a seed")
     figure.legend(frameon=False, loc="outside lower center", ncols=4)
     return figure
 
