@@ -213,12 +213,18 @@ class OnnxPolicy:
 
 
 def check_graph(shape, net, path):
-    """Refuse a graph whose inputs are not those that its description names. Raises BadInput."""
+    """Refuse a graph that does not take and give what its description names. Raises BadInput."""
     due = {f"obs.{name}": [1, shape["T_o"], *s["shape"]] for name, s in shape["obs"].items()}
     due["z"] = [1, shape["T_p"], shape["D_a"]]
     given = {y.name: list(y.shape) for y in net.session.get_inputs()}
     if any(due.get(name) != size for name, size in given.items()):
         raise BadInput(f"{path} takes {brief(given)}, but says {brief(due)}: export again")
+    ends = {y.name: list(y.shape) for y in net.session.get_outputs()}
+    frames = {f"frames.{name}" for name, s in shape["obs"].items() if s["dtype"] == "uint8"}
+    for name, size in ends.items():
+        known = name in frames and len(size) == 2 and size[0] == shape["T_o"]
+        if name != "chunk" and not (known and isinstance(size[1], int)):
+            raise BadInput(f"{path} gives {brief(name)} {brief(size)}: export again")
 
 
 def load_policy(path, *, task=None):

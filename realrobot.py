@@ -336,13 +336,14 @@ def run(args):
     for name in policy.frame_sizes:  # warm up
         policy.encoded(name, np.zeros(policy.specs[name]["shape"], np.uint8))
     encoded = policy.encoded if policy.frame_sizes else None
-    with contextlib.ExitStack() as stack:
-        setup = connected(args, task, policy.specs, encoded)
-        arms, cameras, scene = stack.enter_context(setup)
-        pressed = stack.enter_context(switch(args))
+    with (
+        contextlib.ExitStack() as last,  # what ends after the arms
+        connected(args, task, policy.specs, encoded) as (arms, cameras, scene),
+        switch(args) as pressed,
+    ):
         view = None
         if args.view is not None:
-            view = stack.enter_context(contextlib.closing(View(args.view, cameras, cell)))
+            view = last.enter_context(contextlib.closing(View(args.view, cameras, cell)))
         loop = Loop(
             policy,
             arms,

@@ -117,6 +117,24 @@ def test_the_graph_is_cut_where_frames_are_encoded(packages):
         assert sum(y.name.startswith("obs.") for y in session.get_inputs()) == 1
 
 
+def test_a_graph_that_gives_something_else_is_refused(pusht, tmp_path):
+    """An output that claims to be a camera's, of a policy without one."""
+    import onnx
+
+    _, _, path = pusht
+    model = graph(path)
+    about = OnnxPolicy.load(path).net.session.get_modelmeta().custom_metadata_map[export.KEY]
+    node = onnx.helper.make_node("Identity", [model.graph.output[0].name], ["frames.front"])
+    model.graph.node.append(node)
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("frames.front", onnx.TensorProto.FLOAT, None)
+    )
+    model.metadata_props.add(key=export.KEY, value=about)
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BadInput, match="gives frames.front"):
+        OnnxPolicy.load(tmp_path / "x.onnx")
+
+
 @pytest.mark.parametrize("content, words", [(b"", "not an ONNX file"), (b"x" * 99, "not an ONNX")])
 def test_damaged_files_are_refused(packages, tmp_path, content, words):
     path = tmp_path / "x.onnx"
