@@ -15,7 +15,7 @@ from safety import skeleton
 PERIOD = 0.1  # seconds between two drawings
 MEASURED = (120, 120, 120)
 PLANNED = ((31, 119, 180), (255, 127, 14))  # left, right
-JOINTS = ("base", "shoulder", "elbow", "wrist 1", "wrist 2", "wrist 3", "gripper")
+JOINTS = ("base", "shoulder", "elbow", "wrist_1", "wrist_2", "wrist_3", "gripper")
 
 
 class View:
@@ -83,7 +83,7 @@ class View:
                 log(f"{side}/{name}/target", self.rerun.Scalars(target))
         latency = 1e3 * (row["commanded"] - min(row["state_t"]))
         if np.isfinite(latency):
-            log("milliseconds/newest state to command", self.rerun.Scalars(latency))
+            log("milliseconds/newest_state_to_command", self.rerun.Scalars(latency))
         for event in events[self.told :]:
             log("events", self.rerun.TextLog(event["text"]))
         self.told = len(events)
