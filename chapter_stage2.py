@@ -191,8 +191,8 @@ def averaged_locomotion(results):
             lines.append([title, seed, first, last, f"{ratio:.2f}", f"{least:.2f}", end])
     yield "### Hopper and Walker2d, three seeds"
     yield paragraph("""Six runs with the default flags beside each other on an H100, by averaged
-        weights (see above); the machine was given back when five of them were at 130 to 150 of 150
-        iterations, so these are evaluations along the way, on 20 starts from seed 200000
+        weights (see above). Five were broken off between iterations 133 and 150 of 150, before they
+        were compared, so these are evaluations along the way, on 20 starts from seed 200000
         (`results/locomotion_dbpo.csv`). Hopper's seed 1 ended: on the 20 standard starts its return
         was 805 before and 2403 after.""")
     yield table(

@@ -3,79 +3,78 @@
 Every setting learns from successes of the task's scripted expert: those that ship if there are as
 many, else `reproduce.py suites` records them first. All settings of a task take as many steps.
 
-All learn with the network that is the default on a CPU; all but lift's were trained on a GPU.
+All learn with the network that is the default on a CPU, on a GPU, too. With steps of 256
+observations a training takes hours on a CPU core: add --device cuda where there is one.
 """
 
 import shlex
+from typing import NamedTuple
 
 from experiment_row import STANDARD, Budget, Experiment
 
 KEYS = ("task", "setting", "seed", "length", "episodes", "start_seed", "dims")
 DIFFUSION = ("--method", "diffusion", "--K", 4)
 REGRESSION = ("--method", "bc")
+DIMS = (64, 128, 256)  # channels of the network, unless others are given
 
-# Demonstrations of each task, and the --variety of its expert; None where it has no such flag.
-SUITE_DATA = {
-    "blockpush": (1000, None),
-    "kitchen": (500, 0.5),
-    "lift": (200, 0),
-    "can": (200, 0.5),
-    "square": (200, 0.5),
-    "transport": (200, 0.5),
-    "tool-hang": (200, 0.5),
-}
-# Steps of every training, and the observations of a step: lift's is one for a CPU.
-SUITE_STEPS = {
-    "blockpush": (4000, 256),
-    "kitchen": (4000, 256),
-    "lift": (3000, 32),
-    "can": (3000, 256),
-    "square": (3000, 256),
-    "transport": (3000, 256),
-    "tool-hang": (3000, 256),
+
+class Suite(NamedTuple):
+    """What all settings of a task share. variety: of its expert; None where it has no such flag."""
+
+    demos: int
+    variety: float
+    steps: int  # of every training
+    batch: int  # observations of a step; lift's is one for a CPU
+
+
+SUITE = {
+    "blockpush": Suite(demos=1000, variety=None, steps=4000, batch=256),
+    "kitchen": Suite(demos=500, variety=0.5, steps=4000, batch=256),
+    "lift": Suite(demos=200, variety=0, steps=3000, batch=32),
+    "can": Suite(demos=200, variety=0.5, steps=3000, batch=256),
+    "square": Suite(demos=200, variety=0.5, steps=3000, batch=256),
+    "transport": Suite(demos=200, variety=0.5, steps=3000, batch=256),
+    "tool-hang": Suite(demos=200, variety=0.5, steps=3000, batch=256),
 }
 # The paper's score, where Table I has the task for itself.
 SUITE_PAPER = {"blockpush": 0.43, "kitchen": 1.00}
 
 
-def suite(scene, name, *stage1, task=None, nfe=1, seeds=(0, 1, 2)):
+def setting(scene, name, *stage1, task=None, nfe=1, seeds=(0, 1, 2)):
     """A setting of a scene. task: its name, if it is not the scene's."""
-    steps, batch = SUITE_STEPS[scene]
-    command = f"python reproduce.py suites --tasks {scene} --settings {shlex.quote(name)}"
-    if batch > 32:
-        command += " --device cuda --dims 64 128 256"
+    suite = SUITE[scene]
     return Experiment(
         group="suites",
         name=name,
         task=task or scene,
-        stage1=("--batch", batch, *stage1),
+        stage1=("--batch", suite.batch, *stage1),
         nfe=(nfe,),
         seeds=seeds,
-        budget=Budget(steps, "steps"),
-        demos=SUITE_DATA[scene][0],
+        budget=Budget(suite.steps, "steps"),
+        demos=suite.demos,
         starts=(STANDARD,),
         paper=SUITE_PAPER.get(scene) if name == "dbp" else None,
         result="suites.csv",
         keys=KEYS,
-        command=command,
+        command=f"python reproduce.py suites --tasks {scene} --settings {shlex.quote(name)}",
     )
 
 
 SUITES = (
-    suite("blockpush", "dbp"),  # K 2, absolute places
-    suite("kitchen", "dbp"),
-    suite("blockpush", "diffusion", *DIFFUSION, nfe=100),
-    suite("kitchen", "diffusion", *DIFFUSION, nfe=100),
-    *(suite(scene, "dbp") for scene in ("lift", "can", "square", "tool-hang", "transport")),
-    suite("can", "step", "--mode", "step"),
-    suite("can", "diffusion", *DIFFUSION, nfe=100),
-    suite("square", "diffusion", *DIFFUSION, nfe=100),
-    suite("blockpush", "K 4", "--K", 4, seeds=(0,)),
-    suite("blockpush", "K 8", "--K", 8, seeds=(0,)),
-    suite("blockpush", "step", "--mode", "step", seeds=(0,)),
-    suite("blockpush", "delta", task="blockpush-delta", seeds=(0,)),
-    suite("blockpush", "bc", *REGRESSION, seeds=(0,)),
-    suite("kitchen", "bc", *REGRESSION, seeds=(0,)),
+    setting("blockpush", "dbp"),  # K 2, absolute places
+    setting("kitchen", "dbp"),
+    setting("blockpush", "diffusion", *DIFFUSION, nfe=100),
+    setting("kitchen", "diffusion", *DIFFUSION, nfe=100),
+    *(setting(scene, "dbp") for scene in ("lift", "can", "square", "tool-hang", "transport")),
+    setting("can", "step", "--mode", "step"),
+    setting("can", "diffusion", *DIFFUSION, nfe=100),
+    setting("square", "diffusion", *DIFFUSION, nfe=100),
+    setting("blockpush", "K 4", "--K", 4, seeds=(0,)),
+    setting("blockpush", "K 8", "--K", 8, seeds=(0,)),
+    setting("blockpush", "step", "--mode", "step", seeds=(0,)),
+    setting("blockpush", "delta", task="blockpush-delta", seeds=(0,)),
+    setting("blockpush", "bc", *REGRESSION, seeds=(0,)),
+    setting("kitchen", "bc", *REGRESSION, seeds=(0,)),
 )
 
 

@@ -8,13 +8,13 @@ from baselines import prepare
 from commands import BadInput
 from data import load
 from envs import task_named
-from experiments_suites import SUITE_DATA, SUITE_STEPS, SUITES, scene_of
+from experiments_suites import DIMS, SUITE, SUITES, scene_of
 from policy import Policy
 from reproduce_clouds import EXPERT_SEED
 from reproduce_runs import HERE, about, dims_of, finished, given, scored
 from tables import merge, read, select
 
-SCENES = tuple(SUITE_DATA)
+SCENES = tuple(SUITE)
 STAGES = ("p1", "p2", "p3", "p4")
 MODES = 8  # that a row tells of, the most frequent
 
@@ -33,7 +33,7 @@ def suites(args):
 
 def recorded(scene, count, args):
     """The path of a scene's scripted demonstrations, recorded now where too few ship."""
-    variety = SUITE_DATA[scene][1]
+    variety = SUITE[scene].variety
     shipped = HERE / "demos" / f"{scene}.npz"
     if shipped.exists() and len(load(task_named(scene), shipped)) >= count:
         return shipped
@@ -66,7 +66,8 @@ def suite_run(experiment, seed, args):
     name = f"{experiment.task}-{experiment.name.replace(' ', '')}-steps{steps:g}-seed{seed}"
     out = Path(args.out, name)
     flags = ["--task", experiment.task, "--data", recorded(scene, demos, args)]
-    flags += ["--demos", demos, "--steps", steps, "--seed", seed, "--dims", *args.dims]
+    dims = DIMS if args.dims == ["auto"] else args.dims
+    flags += ["--demos", demos, "--steps", steps, "--seed", seed, "--dims", *dims]
     flags += ["--episodes", 1]  # the row's own evaluation follows
     flags += [*experiment.stage1, *given(args, "batch", "device", "threads", "one_process")]
     log = finished("dbp_train.py", out, *flags)
@@ -76,7 +77,7 @@ def suite_run(experiment, seed, args):
     modes = list(result.get("modes", {}).items())[:MODES]
     row |= {
         "demos": demos,
-        "batch": args.batch or SUITE_STEPS[scene][1],
+        "batch": args.batch or SUITE[scene].batch,
         **figures,
         **{name: result.get(name) for name in STAGES},
         "modes": " ".join(f"{name}:{share:.2f}" for name, share in modes),

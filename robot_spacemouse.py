@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from commands import BadInput
-from robot_switch import EVENT, KEY
+from robot_switch import EVENT, KEY, opened
 from safety import Refused
 
 FOUND = "/dev/input/by-id/usb-3Dconnexion_*-event-*"
@@ -34,14 +34,8 @@ def spacemouse(path=None):
     found = [path] if path else sorted(glob.glob(FOUND))
     if not found:
         raise BadInput("no SpaceMouse: connect one, or give --spacemouse /dev/input/eventN")
-    try:
-        device = os.open(found[0], os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as e:
-        raise BadInput(f"SpaceMouse {found[0]} cannot be read ({e.strerror}): see its group") from e
-    try:
+    with opened(found[0], "SpaceMouse") as device:
         yield SpaceMouse(device)
-    finally:
-        os.close(device)
 
 
 class SpaceMouse:

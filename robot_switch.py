@@ -33,14 +33,24 @@ def switch(args):
             print("hold the space bar down: the arms move while you do", flush=True)
             yield Space(pressed)
     else:
-        try:
-            device = os.open(how, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as e:
-            raise BadInput(f"--switch {how} cannot be read ({e.strerror}): see /dev/input") from e
-        try:
+        with opened(how, "--switch") as device:
             yield Pedal(device)
-        finally:
-            os.close(device)
+
+
+@contextlib.contextmanager
+def opened(path, name):
+    """Inside the `with`: an input device's file descriptor, which does not block.
+
+    name: what an error calls the device. Raises BadInput if it cannot be read.
+    """
+    try:
+        device = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as e:
+        raise BadInput(f"{name} {path} cannot be read ({e.strerror}): see /dev/input") from e
+    try:
+        yield device
+    finally:
+        os.close(device)
 
 
 class Space:
