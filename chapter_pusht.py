@@ -24,10 +24,12 @@ from experiments import (
     DEMONSTRATORS,
     EQUAL_MINUTES,
     HUMAN,
+    LONG,
     METHOD_NFE,
     MULTIMODAL,
     PUSHT,
     PUSHT_CONVERGED,
+    PUSHT_LONG,
     TABLE_1,
 )
 from plots import METHOD_SETTINGS, NAMES
@@ -213,7 +215,7 @@ def jerk_by_method(rows):
 
 
 def converged(results):
-    """Push-T by method after 20,000 steps."""
+    """Push-T by method after 20,000 steps, and after 60,000."""
     rows = select(results.rows("pusht_methods.csv"), length=CONVERGED)
     command = PUSHT_CONVERGED[0].command
     yield "## Push-T by method, at convergence"
@@ -236,6 +238,10 @@ def converged(results):
                 for r in curve
             ],
         )
+    longer = select(results.rows("pusht_methods.csv"), length=LONG)
+    if longer:
+        yield made(PUSHT_LONG[0].command, longer)
+        yield methods_table(longer, FRESH)
     yield bullets(
         *(v.line() for v in verdicts("pusht_converged", results)),
         *(against(rows, m, n, FRESH) for m, n in (("diffusion", 10), ("bc", 1))),

@@ -4,8 +4,8 @@ import numpy as np
 
 from cells import bullets, by_seed, cell, listed, made, paragraph, picture, score, table
 from experiment_row import UNUSED
-from experiments import (
-    DEMONSTRATORS,
+from experiments import DEMONSTRATORS
+from experiments_stage2 import (
     LOCOMOTION,
     LOCOMOTION_DEMOS,
     PAPER_RETURN,
@@ -13,7 +13,7 @@ from experiments import (
     STAGE2_COARSE,
 )
 from tables import anchor_pair, at, column, select
-from verdicts import stage2_verdicts
+from verdicts import WHITE_KINDS, stage2_verdicts
 
 STAGE2_WORDS = {
     "pusht-shipped": "policy of the README's first command",
@@ -50,7 +50,7 @@ def stage2(results):
         size set by hand, plain gradients, and a reward that did not add up to the score. They stay
         as what the present way is compared with.""")
     yield picture("score before and after Stage 2, seed by seed", "figures/stage2.png")
-    yield bullets(*(v.line() for v in stage2_verdicts(results)))
+    yield bullets(*(v.line() for v in stage2_verdicts(results, WHITE_KINDS)))
     yield from stage2_pusht(results)
     yield from stage2_locomotion(results)
 
@@ -101,6 +101,7 @@ def stage2_smooth(results):
     )
     yield table(STAGE2_HEAD, stage2_lines(rows, STAGE2_WORDS))
     yield from over_seeds(own)
+    yield bullets(*(v.line() for v in stage2_verdicts(results)))
     yield bullets(word_for_word(results))
     missing = [name for name in STAGE2_WORDS if not select(own, setting=name)]
     if missing:

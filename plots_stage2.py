@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from experiment_row import LOCOMOTION_STARTS, UNUSED
-from experiments import DEMONSTRATORS, LOCOMOTION
+from experiments import DEMONSTRATORS
+from experiments_stage2 import LOCOMOTION
 from plot_parts import SCORE, curves, level, points_of, sheet
 from tables import anchor_pair, at, column, mean, select
 
@@ -136,13 +137,14 @@ def stage2(results):
         return None
     figure, axes = sheet(14, 3.8, 1 + len(LOCOMOTION))
     slopes(axes[0], select(at(rows, UNUSED), setting="pusht-best-white"), BEST)
-    for ax, stem in zip(axes, ("pusht-early-white", *LOCOMOTION)):
-        starts = UNUSED if stem == "pusht-early-white" else LOCOMOTION_STARTS
+    for ax, kind in zip(axes, ("pusht-early", *LOCOMOTION)):
+        stem = f"{kind}-white"
+        starts = UNUSED if kind == "pusht-early" else LOCOMOTION_STARTS
         with_anchor, without = anchor_pair(rows, stem, starts)
         slopes(ax, with_anchor, WITH_ANCHOR)
         slopes(ax, without, WITHOUT_ANCHOR)
         ax.set_xticks([0, 1], ["Stage 1", "Stage 2"])
-        ax.set(title=TASK_NAMES.get(stem, "Push-T"), xlim=(-0.15, 1.15), ylim=(0, None))
+        ax.set(title=TASK_NAMES.get(kind, "Push-T"), xlim=(-0.15, 1.15), ylim=(0, None))
     axes[0].set(ylabel="Score, mean of 200 unused starts", ylim=(0.5, 1))
     axes[1].set_ylabel("Return, mean of 20 episodes")
     level(axes[0], DEMONSTRATORS, "Push-T's human demonstrators")

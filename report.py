@@ -49,10 +49,9 @@ def introduction(results):
         """**Start states.** The 50 standard starts are seeds 100000 to 100049, Diffusion Policy's
         own. Settings were chosen on the 200 from seed 200000. Nothing was chosen on the 200 from
         seed 500000 and on the 500 from seed 600000, which are called unused.""",
-        """**Machine.** 2 CPU cores with AVX-512, torch 2.13.0, float32, and a GPU for nothing but
-        the chapter on images. So the networks are small: channels 64 128 256 (4.8 M parameters),
-        where the paper has 512 1024 2048 (251 M). Where a table says one core, another run was on
-        the other.""",
+        """**Machine.** 2 CPU cores with AVX-512, torch 2.13.0, float32; a GPU (an H100) where that
+        is said. So the networks are small: channels 64 128 256 (4.8 M parameters), where the paper
+        has 512 1024 2048 (251 M). Where a table says one core, another run was on the other.""",
         """**Confirmed** means that the paper's order of two settings is found here and that the 95
         % interval of the difference excludes 0; **contradicted**, that the opposite order is;
         **unknown**, that the interval includes 0, that there are too few seeds, or that it has not
@@ -60,10 +59,10 @@ def introduction(results):
     )
     yield "## What of the paper holds here"
     yield table("Where | The paper says | Found here", verdict_rows(results))
-    yield paragraph("""Nothing has been run of BlockPush, Kitchen and RoboMimic's human
-        demonstrations (Table I), of Stage 2 on RoboMimic (Fig. 4) and of the real robot (Table
-        III), so they are unknown. The paper's network has been run from images alone, and its
-        number of epochs for no row.""")
+    yield paragraph("""Nothing has been run of the recorded demonstrations of BlockPush, Kitchen
+        and RoboMimic (Table I; scripted ones stand in for them here), of Stage 2 on RoboMimic (Fig.
+        4) and of the real robot (Table III), so they are unknown. The paper's network has been run
+        from images alone, and its number of epochs for no row.""")
 
 
 def verdict_rows(results):

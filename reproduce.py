@@ -21,7 +21,7 @@ import torch
 from commands import START_SEEDS, BadInput, Parser, above_zero, check_device, check_seed, cli
 from envs import run_program
 from evaluate import START_SEED
-from experiments import ABLATIONS, CLOUDS, COMPARED, EXPERIMENTS, QUEUE
+from experiments import ABLATIONS, CLOUDS, COMPARED, CONVERGING, EXPERIMENTS, QUEUE
 from files import Lock, check_folder, check_output
 from reproduce_clouds import pointcloud, survey
 from reproduce_pusht import ablate, efficiency, multimodal, pusht
@@ -250,7 +250,11 @@ def add_pusht(sub):
     for name, run in (("pusht", pusht), ("efficiency", efficiency), ("multimodal", multimodal)):
         p = add_command(sub, name, run, aliases=["smoothness"] if run is pusht else [])
         p.add_argument(
-            "--methods", nargs="+", choices=tuple(COMPARED), default=list(COMPARED), help="methods"
+            "--methods",
+            nargs="+",
+            choices=tuple(CONVERGING if run is pusht else COMPARED),
+            default=list(COMPARED),
+            help="methods",
         )
         if run is multimodal:
             p.add_argument(

@@ -9,7 +9,7 @@ from baselines import prepare
 from commands import BadInput
 from envs import task_named
 from evaluate import evaluate, smoothness
-from experiments import STAGE2
+from experiments_stage2 import STAGE2
 from policy import Policy
 from reproduce_runs import about, finished, given, values
 from runs import SCORE_COLUMNS

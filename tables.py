@@ -134,11 +134,10 @@ def at(rows, starts):
 
 
 def anchor_pair(rows, stem, starts):
-    """The rows of stage2.csv of a task, with and without the anchor."""
+    """The rows of stage2.csv of a kind of policy, with and without the anchor."""
     own = at(rows, starts)
-    with_anchor = stem if stem.startswith("pusht") else f"{stem}-white-anchor"
-    without = f"{stem}-no-anchor" if stem.startswith("pusht") else f"{stem}-white-no-anchor"
-    return select(own, setting=with_anchor), select(own, setting=without)
+    with_anchor = select(own, setting=f"{stem}-anchor") or select(own, setting=stem)
+    return with_anchor, select(own, setting=f"{stem}-no-anchor")
 
 
 def rows_of(rows, experiment):

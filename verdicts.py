@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from cells import by_seed, leads
 from experiment_row import LOCOMOTION_STARTS, UNUSED
-from experiments import CLAIMS, PAPER_RETURN
+from experiments import CLAIMS
+from experiments_stage2 import PAPER_RETURN
 from tables import anchor_pair, at, interval, mean, paired, select
 
 
@@ -89,41 +90,55 @@ def gain(rows):
     return interval([float(r["after"]) - float(r["before"]) for r in rows])
 
 
-def stage2_verdicts(results):
+WHITE_KINDS = (  # settings of stage2.csv without "-anchor", their starts, digits of a score
+    ("pusht-early-white", UNUSED, 3),
+    ("hopper-white", LOCOMOTION_STARTS, 0),
+    ("walker2d-white", LOCOMOTION_STARTS, 0),
+)
+DEFAULT_KINDS = (
+    ("pusht-shipped", UNUSED, 3),
+    ("pusht-early", UNUSED, 3),
+    ("hopper", LOCOMOTION_STARTS, 0),
+    ("walker2d", LOCOMOTION_STARTS, 0),
+)
+
+
+def stage2_verdicts(results, kinds=DEFAULT_KINDS):
     """Whether Stage 2 improves a policy, and whether the anchor helps."""
     rows = results.rows("stage2.csv")
-    found = [
-        improvement("pusht-early-white", at(rows, UNUSED), 3),
-        improvement("hopper-white-no-anchor", at(rows, LOCOMOTION_STARTS), 0),
-        improvement("walker2d-white-anchor", at(rows, LOCOMOTION_STARTS), 0),
-    ]
-    for stem, starts, digits in (
-        ("hopper", LOCOMOTION_STARTS, 0),
-        ("pusht-early-white", UNUSED, 3),
-    ):
-        with_anchor, without = anchor_pair(rows, stem, starts)
-        difference = paired(with_anchor, without, "after")
-        here = (
-            f"`{stem}` ends at {by_seed(with_anchor, digits, 'after')} with the anchor and at "
-            f"{by_seed(without, digits, 'after')} without, a difference of "
-            f"{difference.text(digits)} on the {difference.n} seeds in common"
-        )
-        if difference.n == 1:
-            here = here.replace("the 1 seeds", "the one seed")
-        says = (
-            f"the anchor lifts the mean return of Stage 2 from {PAPER_RETURN['without']:g} to "
-            f"{PAPER_RETURN['with']:g}"
-        )
-        found.append(Verdict(says, word_for(difference), here + separation(difference)))
+    pairs = {kind: anchor_pair(rows, kind[0], kind[1]) for kind in kinds}
+    found = []
+    for (_, _, digits), (with_anchor, without) in pairs.items():
+        found += [improvement(own, digits) for own in (with_anchor, without) if own]
+    for (stem, _, digits), (with_anchor, without) in pairs.items():
+        if paired(with_anchor, without, "after").n:
+            found.append(anchor_verdict(stem, with_anchor, without, digits))
     return found
 
 
-def improvement(name, rows, digits):
-    """The Verdict on whether Stage 2 improves one kind of policy."""
-    own = select(rows, setting=name)
+def anchor_verdict(stem, with_anchor, without, digits):
+    """The Verdict on whether runs with the anchor end above those without it."""
+    difference = paired(with_anchor, without, "after")
+    here = (
+        f"`{stem}` ends at {by_seed(with_anchor, digits, 'after')} with the anchor and at "
+        f"{by_seed(without, digits, 'after')} without, a difference of "
+        f"{difference.text(digits)} on the {difference.n} seeds in common"
+    )
+    if difference.n == 1:
+        here = here.replace("the 1 seeds", "the one seed")
+    says = (
+        f"the anchor lifts the mean return of Stage 2 from {PAPER_RETURN['without']:g} to "
+        f"{PAPER_RETURN['with']:g}"
+    )
+    return Verdict(says, word_for(difference), here + separation(difference))
+
+
+def improvement(own, digits):
+    """The Verdict on whether Stage 2 improves one kind of policy, from its rows."""
     return Verdict(
         "PPO improves the one-step policy",
         word_for(gain(own)),
-        f"`{name}` rises from {mean(own, 'before'):.{digits}f} to {mean(own, 'after'):.{digits}f}, "
-        f"by {gain(own).text(digits)} over {len(own)} seeds.",
+        f"`{own[0]['setting']}` rises from {mean(own, 'before'):.{digits}f} to "
+        f"{mean(own, 'after'):.{digits}f}, by {gain(own).text(digits)} over "
+        f"{len(own)} seed{'s' if len(own) > 1 else ''}.",
     )

@@ -31,6 +31,7 @@ FLOORS = (
     (
         "toy_field",
         "files",
+        "experiments_stage2",
         "experiments_suites",
         "ranks",
         "vision",

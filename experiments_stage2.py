@@ -1,0 +1,118 @@
+"""The experiments of Stage 2: which policies are improved, with which flags, on which starts.
+
+Rows whose flags or reward are gone stay recorded, under names of their own (see `removed`).
+"""
+
+from experiment_row import LOCOMOTION_STARTS, STANDARD, UNUSED, Budget, Experiment
+
+STAGE2_KEYS = ("setting", "seed", "episodes", "start_seed")
+
+
+NO_ANCHOR = ("--anchor", 0)
+WHITE = "its noise was white and of a size set by hand, its reward another"
+FALLING = "its noise fell to 0.3 of what it was, and the motion cost more (--smooth 1)"
+STAYING = "its noise stayed"
+
+
+def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=None):
+    """Push-T: each seed's policy after `steps` of Stage 1, improved.
+
+    of: the kind of policy. stage1_seed: of the one policy that all seeds begin from. removed: what
+    was otherwise before (WHITE, FALLING or STAYING), which the name then tells.
+    """
+    before = {"": "", WHITE: "-white", FALLING: "-falling", STAYING: "-staying"}[removed]
+    name = of + before + ("" if anchor else "-no-anchor")
+    command = f"python reproduce.py stage2 --tasks {of.replace('best', 'shipped')}"
+    return Experiment(
+        group="stage2",
+        name=name,
+        stage1=("--K", 4, "--temp", 0.2, *stage1),
+        stage2=() if anchor else NO_ANCHOR,
+        stage1_seed=stage1_seed,
+        budget=Budget(steps, "steps"),
+        starts=(STANDARD, UNUSED),
+        result="stage2.csv",
+        curve="pusht_dbpo.csv",
+        keys=STAGE2_KEYS,
+        command=command if anchor else f"{command} --no-anchor",
+        removed=removed,
+    )
+
+
+def locomotion_stage2(task, *, steps, anchor, white=False):
+    """Locomotion: one medium policy a task, improved with three seeds."""
+    name = f"{task}-white" if white else task
+    return Experiment(
+        group="stage2",
+        name=f"{name}-anchor" if anchor else f"{name}-no-anchor",
+        task=task,
+        stage2=() if anchor else NO_ANCHOR,
+        stage1_seed=0,
+        budget=Budget(steps, "steps"),
+        starts=(LOCOMOTION_STARTS,),
+        result="stage2.csv",
+        curve="locomotion_dbpo.csv",
+        keys=STAGE2_KEYS,
+        command=f"python reproduce.py stage2 --tasks {task}" + ("" if anchor else " --no-anchor"),
+        removed=WHITE if white else "",
+    )
+
+
+def coarse_stage2(name, flags):
+    """Hopper with ten times the learning rate and no bound on the KL: one seed."""
+    coarse = ("--lr", "5e-4", "--target-kl", "1e9", "--num-iterations", 60, *flags)
+    return Experiment(
+        group="coarse",
+        name=name,
+        task="hopper",
+        stage2=coarse,
+        seeds=(0,),
+        stage1_seed=0,
+        budget=Budget(6000, "steps"),
+        starts=(LOCOMOTION_STARTS,),
+        result="stage2.csv",
+        curve="hopper_coarse.csv",
+        keys=STAGE2_KEYS,
+        command=f"python dbpo_ppo.py --init ckpt.pt --episodes 20 {' '.join(map(str, coarse))}",
+        by_hand=True,
+        removed=WHITE,
+    )
+
+
+SHIPPED = ("--data", "demos/pusht.npz")
+LOCOMOTION_STEPS = {"hopper": 6000, "walker2d": 6000, "halfcheetah": 4000, "ant": 4000}
+STAGE2 = (
+    pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0),
+    pusht_stage2("pusht-early", steps=2000),
+    pusht_stage2("pusht-early", steps=2000, anchor=False),
+    *(
+        locomotion_stage2(task, steps=steps, anchor=anchor)
+        for task, steps in LOCOMOTION_STEPS.items()
+        for anchor in (True, False)
+    ),
+    pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=FALLING),
+    pusht_stage2("pusht-early", steps=2000, removed=FALLING),
+    pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=STAYING),
+    pusht_stage2("pusht-early", steps=2000, removed=STAYING),
+    pusht_stage2("pusht-early", steps=2000, removed=WHITE),
+    pusht_stage2("pusht-early", steps=2000, anchor=False, removed=WHITE),
+    pusht_stage2("pusht-best", steps=8000, removed=WHITE),
+    *(
+        locomotion_stage2(task, steps=steps, anchor=anchor, white=True)
+        for task, steps in LOCOMOTION_STEPS.items()
+        for anchor in (True, False)
+    ),
+)
+STAGE2_COARSE = (
+    coarse_stage2("hopper-coarse-anchor", ("--anchor", 0.3, "--anchor-final", 0.3)),
+    coarse_stage2("hopper-coarse-no-anchor", ("--anchor", 0)),
+)
+LOCOMOTION = ("hopper", "walker2d", "halfcheetah", "ant")
+# Mean return of the demonstrations that a task's Stage 1 learns from, and where they come from.
+LOCOMOTION_DEMOS = {
+    "hopper": (1348, "demos/hopper-medium"),
+    "walker2d": (1726, "demos/walker2d-medium"),
+    "halfcheetah": (2406, "python experts.py --task halfcheetah --until 2000 --record-steps 25000"),
+    "ant": (940, "python experts.py --task ant --until 1000 --record-steps 25000"),
+}
+PAPER_RETURN = {"with": 4096.0, "without": 3273.5}  # the anchor, mean of locomotion (Fig. 4)
