@@ -2,9 +2,9 @@
 
 The score is the mean over episodes of the highest reward reached (Push-T), of the return
 (locomotion), of success, at any step (Meta-World) or at the end (Adroit), or of the share of the
-stages reached (BlockPush). Of stages, p1, p2, ... are the shares of the episodes that reached at
-least one, two, ... of them. The start states are fixed by the seeds 100000, 100001, ..., and the
-latents z by --seed. Intervals: 95 % bootstrap over episodes. The protocol is note 14.
+stages reached (BlockPush, Kitchen). Of stages, p1, p2, ... are the shares of the episodes that
+reached at least one, two, ... of them. The start states are fixed by the seeds 100000, 100001, ...,
+and the latents z by --seed. Intervals: 95 % bootstrap over episodes. The protocol is note 14.
 
 Where a task can be solved in several ways, the modes that the episodes took are told: the share of
 each, and the entropy of those shares in bits. With --one-start every episode begins at the first

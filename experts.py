@@ -132,9 +132,9 @@ def from_expert(task, episodes, out, *, states=None, start_seed=0, workers=None,
     """Write demonstrations of the task's own expert to the file out, made in worker processes.
 
     states: the path of recorded states, for tasks whose expert replays them. variety: from 0 to 1,
-    for tasks whose expert varies. Returns the episodes'
-    lengths (E,) and the number of attempts. Raises BadInput if out exists, if more than 9 of 10
-    attempts fail, or if there are too few recorded episodes.
+    for tasks whose expert varies. Returns the episodes' lengths (E,) and the number of attempts.
+    Raises BadInput if out exists, if more than 9 of 10 attempts fail, or if there are too few
+    recorded episodes.
     """
     out = Path(out)
     if out.exists():
@@ -298,9 +298,11 @@ def parse():
     p.add_argument(
         "--episodes", type=int, help="episodes to keep; 10 of a task's own expert, or 300"
     )
-    p.add_argument("--start-seed", type=int, default=1_000_000, help="the first start seed")
+    p.add_argument("--start-seed", type=int, help="the first start seed; 1000000 if not given")
     p.add_argument(
-        "--seed", type=int, default=0, help="the seed of the latents, or of the agent's training"
+        "--seed",
+        type=int,
+        help="the seed of the latents, or of the agent's training; 0 if not given",
     )
     p.add_argument(
         "--out",
@@ -311,7 +313,7 @@ def parse():
     p.add_argument(
         "--one-process", action="store_true", help="do not share the work between processes"
     )
-    g = p.add_argument_group("point clouds")
+    g = p.add_argument_group("a task's own expert")
     g.add_argument(
         "--workers",
         type=int,
@@ -321,11 +323,11 @@ def parse():
         "--states",
         help="Adroit's recorded states; $DRIFT_DATA/adroit/NAME.npz or Minari's if not given",
     )
-    g = p.add_argument_group("RoboMimic, Kitchen and UR5")
     g.add_argument(
         "--variety",
         type=float,
-        help="detours, speeds, noise, of RoboMimic other grasps; from 0 (none; if not given) to 1",
+        help="of RoboMimic, Kitchen and UR5: detours, speeds, noise, and but for Kitchen other "
+        "grasps; from 0 (none; if not given) to 1",
     )
     g = p.add_argument_group("locomotion")
     g.add_argument(
@@ -365,9 +367,8 @@ def parse():
         raise BadInput(f"--z-scale {args.z_scale} must not be below 0, nor infinite")
     if args.variety is not None and not 0 <= args.variety <= 1:
         raise BadInput(f"--variety must lie in 0 .. 1, not {args.variety}")
-    check_seed(args, "seed", below=START_SEEDS)  # an agent's simulators take it too
-    most = max(MAX_STARTS, 20 * (args.episodes or 300))  # start states that may be tried
-    check_seed(args, "start_seed", below=START_SEEDS, n=most)
+    if args.until is not None and not math.isfinite(args.until):
+        raise BadInput(f"--until {args.until} must be a finite return")
     return args
 
 
@@ -407,8 +408,13 @@ def run_policies(args, task):
     """Collect from checkpoints, and print what was written. Raises BadInput without --init."""
     if not args.init:
         raise BadInput(f"{task.name} is recorded from policies: give --init CKPT")
+    if Path(args.out).exists():  # the policies act for long before it is written
+        raise BadInput(f"{args.out} exists: name a new file with --out, or move it away")
     policies = [Policy.load(path, task=task.name)[0] for path in args.init]
-    for policy in policies:
+    for path, policy in zip(args.init, policies):
+        policy.check_task(task, path)
+        if policy.method == "bc" and args.z_scale != 1:
+            raise BadInput(f"--z-scale: {path} is a regression, which acts without a latent")
         policy.set_executed(args.T_a or policy.T_a)
         policy.z_scale = args.z_scale
     arrays, starts = from_policies(
@@ -438,9 +444,23 @@ def fill_way(args, task):
             refuse_flags(args, flags, f"{task.name}, which is recorded from {way}")
     if not task.varies:
         refuse_flags(args, ["variety"], f"{task.name}, whose expert does not vary")
+    if task.count_states:
+        refuse_flags(args, ["start_seed"], f"{task.name}, whose recorded episodes come in turn")
+    else:
+        refuse_flags(args, ["states"], f"{task.name}, whose expert replays none")
+    if task.expert:
+        refuse_flags(args, ["seed"], f"{task.name}, whose expert draws from the start seed")
+    elif task.minari:
+        refuse_flags(args, ["one_process"], f"{task.name}, whose agent has --envs in one process")
     for name, value in WAYS[way].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    args.seed = args.seed or 0
+    check_seed(args, "seed", below=START_SEEDS)  # an agent's simulators take it too
+    if args.start_seed is None:
+        args.start_seed = 1_000_000
+    most = max(MAX_STARTS, 20 * (args.episodes or 300))  # start states that may be tried
+    check_seed(args, "start_seed", below=START_SEEDS, n=most)
     return way
 
 

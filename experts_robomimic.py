@@ -5,8 +5,9 @@ and whether noise may be added to it. It is written in the words of motions.py. 
 words that two arms have said to each other; scripts of one arm do not use it. The numbers are
 metres, rad and control steps, found by trying.
 
-The experts drive delta actions. What is recorded as the action is the goal that the controller made
-of each delta, so that policies drive an absolute controller (robosuite_env.py).
+The experts drive delta actions. What a file holds as the action is the goal that the controller
+makes of each delta from the state before it (task_robomimic.py), so that policies drive an absolute
+controller (robosuite_env.py).
 
 `variety`: see motions.py; what looks the same from several sides is taken from one or another.
 """
@@ -39,6 +40,7 @@ from motions import (
     rise,
     rotvec,
     travel,
+    wait,
     yaw_of,
 )
 from robosuite_env import SCENES, make_raw
@@ -281,12 +283,6 @@ OUTER = 0.07  # metres from the hammer's centre to a grip on its handle,
 BY_HEAD = 0.058  # and on the half that has the head
 
 
-def wait(arm, target, told, word):
-    """Stay at a target until the other arm has said the word."""
-    while word not in told:
-        yield from hold(arm, target, 1)
-
-
 def hammer_axis(T):
     """The direction (3,) of the hammer's handle towards +y, and whether its head is there."""
     z = T[:3, 2]
@@ -447,41 +443,34 @@ def commands(arms, scripts):
 
 
 def start(name, seed):
-    """Put the task's simulator to the start of a seed -> it, and robosuite's observations."""
+    """Put the task's simulator to the start of a seed -> it."""
     env = simulator(name)
     before = np.random.get_state()
     np.random.seed(seed)  # robosuite draws from numpy's own random numbers
-    seen = env.reset()
+    env.reset()
     np.random.set_state(before)
-    return env, seen
+    return env
 
 
-def demonstration(name, seed, variety=0.0, noise_seed=0):
+def demonstration(name, seed, variety=0.0):
     """One episode of a task's expert from a start seed; None if it did not succeed.
 
-    Returns robosuite's observations by their names, "action" (L, 10 an arm: the controller's goal
-    as position, rot6d and gripper), "delta" (L, 7 an arm) and "states" (L, flattened), which are
-    those before each step, and "success" (L,) after it. The episode ends AFTER steps past its first
-    success. variety: in [0, 1]; 0 makes the same episode always. noise_seed: chooses one of the
-    many episodes that variety makes of a start.
+    Returns "delta" (L, 7 an arm), the actions, and "states" (L, flattened), the simulator's before
+    each of them. The episode ends AFTER steps past its first success. variety: in [0, 1]; 0 makes
+    the same episode always.
     """
-    env, seen = start(name, seed)
-    rng = np.random.default_rng([seed, noise_seed])
+    env = start(name, seed)
+    rng = np.random.default_rng([seed, 0])
     arms = [Arm(env, i, rng, variety) for i in range(len(env.robots))]
     told = set()  # what the arms tell each other
     scripts = [script(arm, told) for script, arm in zip(SCRIPTS[name], arms)]
-    steps = []
+    states = []
+    deltas = []
     solved = 0  # steps since the first success, that one included
-    while len(steps) < SCENES[name].steps and solved <= AFTER.get(name, 0):
-        state = env.sim.get_state().flatten()
-        delta = commands(arms, scripts)
-        after, reward, _, _ = env.step(delta)
-        goal = np.concatenate([arm.goal() for arm in arms])
-        record = {"action": goal, "delta": delta, "states": state, "success": reward > 0}
-        steps.append({**seen, **record})
-        seen = after
+    while len(states) < SCENES[name].steps and solved <= AFTER.get(name, 0):
+        states.append(env.sim.get_state().flatten())
+        deltas.append(commands(arms, scripts))
+        _, reward, _, _ = env.step(deltas[-1])
         if solved or reward > 0:
             solved += 1
-    if not solved:
-        return None
-    return {key: np.stack([step[key] for step in steps]) for key in steps[0]}
+    return {"delta": np.stack(deltas), "states": np.stack(states)} if solved else None

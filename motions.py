@@ -82,7 +82,6 @@ class Arm:
     def __init__(self, env, i, rng, variety):
         self.env = env
         self.site = env.robots[i].eef_site_id["right"]
-        self.controller = env.robots[i].part_controllers["right"]
         self.rng = rng
         self.variety = variety
         self.gripper = OPEN
@@ -93,11 +92,6 @@ class Arm:
         """The pose of the point between the fingertips; x: the fingers open, z: it points."""
         data = self.env.sim.data
         return pose(data.site_xpos[self.site], data.site_xmat[self.site].reshape(3, 3))
-
-    def goal(self):
-        """The controller's goal as an action: position (3,), rot6d (6,), the gripper's command."""
-        rotation = self.controller.goal_ori[:2].ravel()
-        return np.concatenate([self.controller.goal_pos, rotation, [self.gripper]])
 
     def shaken(self, delta):
         """A command (6,) with this step's noise, which remembers that of the step before."""
@@ -194,6 +188,12 @@ def hold(arm, target, steps, **gains):
     """Stay at a target for a number of steps."""
     for _ in range(steps):
         yield toward(arm, now(target), **gains), False
+
+
+def wait(arm, target, told, word):
+    """Stay at a target until the other arm has said the word: told is the set of those said."""
+    while word not in told:
+        yield from hold(arm, target, 1)
 
 
 def close(arm, target, steps):

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from commands import BadInput
-from files import brief
+from files import brief, refusing
 from robomimic_format import env_args
 from robosuite_env import HZ, REACH, SCENES, package, settings
 
@@ -207,8 +207,13 @@ def check_recorded(scene, path):
         raise BadInput(
             f"{path} was recorded at {brief(kwargs['control_freq'])} Hz, but {scene} is run at {HZ}"
         )
-    for arm in controllers(kwargs):
-        check_controller(arm, scene, path, version)
+    arms = SCENES[scene].arms
+    robots = kwargs.get("robots") or "Panda"
+    if robots not in ("Panda", ["Panda"] * arms):
+        raise BadInput(f"{path} was recorded with {brief(robots)}, but {scene} has {arms} x Panda")
+    with refusing(f"{path}: the controller_configs of its env_args cannot be read"):
+        for arm in controllers(kwargs):
+            check_controller(arm, scene, path, version)
 
 
 def controllers(kwargs):
@@ -221,7 +226,7 @@ def controllers(kwargs):
 
 def check_controller(arm, scene, path, version):
     """Refuse a controller that another one here would make something else of. Raises BadInput."""
-    wanted = {"type": "OSC_POSE", "impedance_mode": "fixed", "kp": 150}
+    wanted = {"type": "OSC_POSE", "impedance_mode": "fixed", "kp": 150, "damping_ratio": 1}
     wanted |= {"input_max": 1, "input_min": -1}
     wanted |= {"output_max": list(REACH), "output_min": list(-REACH)}
     for name, value in wanted.items():

@@ -32,9 +32,10 @@ class RoboMimic(gym.Env):
     delta: whether actions are deltas, or goals. ends: whether success ends the episode. cameras:
     those that an observation has, of side x side pixels; none: numbers alone.
 
-    reset(seed=s) gives the same start, to the bit, in every process; so does
-    reset(options={"state": v}) for a recorded state v, which info["state"] tells: time, positions
-    and velocities.
+    reset(seed=s) gives the same start, to the bit, in every process. reset(options={"state": v})
+    puts a recorded state v there, which info["state"] tells: time, positions and velocities. That
+    fixes the observation; what follows depends on the controller's posture, which is the seed's,
+    and on the gripper's command, which is that of a start.
     """
 
     render_mode = "rgb_array"

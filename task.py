@@ -46,15 +46,16 @@ PPO_DEFAULTS = {
 
 
 def whole_episodes(chunks, **more):
-    """Task.stage2 of a task whose rewards add up to its score, found on Push-T.
+    """Task.stage2 of a task whose rewards count progress that is not lost, found on Push-T.
 
-    An iteration is 100 whole episodes of `chunks` chunks each. more: what the task has otherwise.
+    An iteration has the time of 100 episodes that run to the limit, of `chunks` chunks each. more:
+    what the task has otherwise.
     """
     return {
         "num_envs": 100,
         "num_steps": chunks,
         "num_iterations": 100,
-        "minibatch_size": 100 * chunks // 8,
+        "minibatch_size": -(-100 * chunks // 8),  # an eighth, rounded up: no rest of a few
         "update_epochs": 1,
         "target_kl": 0.03,
         "sigma_final": 0.5,

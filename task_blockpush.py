@@ -272,7 +272,7 @@ def demonstration(env, seed, states=None, first=None):
         actions.append(np.float32(state[SENT] + move))
         if over:
             return {"state": np.stack(states), "action": np.stack(actions)}
-        _, _, over, _, info = env.send(actions[-1])
+        over = env.send(actions[-1])[2]
     return None
 
 

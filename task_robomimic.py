@@ -141,11 +141,11 @@ def observations(name, arrays):
 
 
 def recorded_pictures(name, arrays):
-    """{camera: pictures} of a task's cameras that a file's arrays hold."""
+    """{camera: pictures} of a task's cameras that a file's arrays hold in the task's size."""
     found = {}
     for camera in cameras_of(name)[0]:
         for recorded in (camera, f"{camera}_image"):
-            if recorded in arrays:
+            if recorded in arrays and arrays[recorded].shape[1:] == named(name).obs[camera]:
                 found[camera] = arrays[recorded]
     return found
 
@@ -214,7 +214,7 @@ def render(name, arrays, path):
         shape = (len(qpos), *named(name).obs[camera])
         draw = partial(pictures_of, env, qpos, camera, arrays)
         key = f"{sha.hexdigest()} drawn by renderer.py"
-        made[camera] = cached_pictures(path, camera, shape, key, draw)
+        made[camera] = cached_pictures(path, f"{camera}-{shape[1]}", shape, key, draw)
     return made
 
 

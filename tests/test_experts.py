@@ -64,11 +64,11 @@ def fake_rollout(every=3, steps=12):
     return rollout
 
 
-def save_policy(path):
+def save_policy(path, **change):
     """A checkpoint of a small Push-T policy with random weights."""
     torch.manual_seed(0)
     shape = {"task": "pusht", "obs": PUSHT.specs, "D_a": 2, "T_o": 2, "T_p": 16, "T_a": 8}
-    Policy({**shape, "dims": [8, 16]}).save(path)
+    Policy({**shape, "dims": [8, 16], **change}).save(path)
 
 
 def test_from_policies(monkeypatch):
@@ -125,6 +125,23 @@ def test_command(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(episodes.action[0], [arrays["start_seed"][0] % 512, 0])
 
 
+def test_policies_that_do_not_fit_and_files_that_are_there(tmp_path, monkeypatch, capsys):
+    """They are refused before anything acts."""
+    monkeypatch.setattr(experts, "rollout", None)
+    save_policy(tmp_path / "wide.pt", D_a=3)
+    save_policy(tmp_path / "bc.pt", method="bc")
+    (tmp_path / "made.npz").write_bytes(b"dear")
+    for flags, word in (
+        (("wide.pt",), "wide.pt takes actions 3, but pusht has 2"),
+        (("bc.pt", "--z-scale", 0.5), "bc.pt is a regression"),
+        (("bc.pt", "--out", tmp_path / "made.npz"), "made.npz exists"),
+    ):
+        with pytest.raises(SystemExit) as e:
+            run(monkeypatch, "--out", tmp_path / "x.npz", "--init", tmp_path / flags[0], *flags[1:])
+        assert e.value.code == 2 and word in capsys.readouterr().err
+    assert (tmp_path / "made.npz").read_bytes() == b"dear"
+
+
 def test_no_episodes_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experts, "rollout", fake_rollout())
     save_policy(tmp_path / "ckpt.pt")
@@ -155,6 +172,11 @@ def test_no_episodes_asked(tmp_path, monkeypatch, capsys):
         ("--task pusht --init x.pt --z-scale nan", "--z-scale nan must not be below 0"),
         ("--task hopper --until 5 --start-seed -1", "--start-seed must lie in 0 .. 4294867296"),
         ("--task hopper --until 5 --seed 4294967296", "--seed must lie in 0 .. 4294967295"),
+        ("--task hopper --until nan", "--until nan must be a finite return"),
+        ("--task hopper --until 5 --one-process", "--one-process is not used by hopper"),
+        ("--task metaworld-reach --states x.npz", "--states is not used by metaworld-reach"),
+        ("--task metaworld-reach --seed 1", "--seed is not used by metaworld-reach"),
+        ("--task adroit-hammer --start-seed 1", "--start-seed is not used by adroit-hammer"),
     ],
 )
 def test_bad_flags(tmp_path, monkeypatch, capsys, args, word):

@@ -13,46 +13,55 @@ if importlib.util.find_spec("robosuite") is None:  # its import would set MUJOCO
 import experts_robomimic
 from experts_robomimic import demonstration
 from motions import carried, down, fold, grip_yaw, pose
-from robosuite_env import make_raw, rot6d_to_axis_angle
+from recorded_robomimic import hands
+from robomimic_env import replayed
+from robosuite_env import delta_to_rot6d, make_raw, rot6d_to_axis_angle
 
 SEED = 100_000
 
 
 @functools.cache
-def made(name, variety=0.0, noise_seed=0):
+def made(name, variety=0.0):
     """The demonstration of a task from SEED."""
-    return demonstration(name, SEED, variety, noise_seed)
+    return demonstration(name, SEED, variety)
+
+
+@functools.cache
+def seen_and_goals():
+    """What robosuite's observations are at lift's recorded states, and the goals (L, 10)."""
+    seen = replayed("lift", {"states": made("lift")["states"]})
+    return seen, delta_to_rot6d(made("lift")["delta"], *hands("lift", seen))
 
 
 @pytest.mark.parametrize("name, steps", [("lift", 50), ("can", 150)])
 def test_an_expert_solves_its_task(name, steps):
     episode = made(name)
-    L = len(episode["action"])
+    L = len(episode["delta"])
     assert L < steps
-    assert episode["success"].tolist() == [False] * (L - 1) + [True]
-    assert episode["action"].shape == (L, 10)
     assert episode["delta"].shape == (L, 7)
     assert np.abs(episode["delta"]).max() <= 1
-    assert len(episode["robot0_eef_pos"]) == len(episode["states"]) == L
+    assert len(episode["states"]) == L
 
 
-def test_observations_are_those_before_the_action():
-    """The goal is where the hand was seen plus the delta; 2 ms pass between them."""
-    episode = made("lift")
-    expected = episode["robot0_eef_pos"] + 0.05 * episode["delta"][:, :3]
-    assert np.abs(episode["action"][:, :3] - expected).max() < 0.002
+def test_a_goal_is_where_the_hand_was_plus_the_delta():
+    """2 ms pass between the two."""
+    seen, goals = seen_and_goals()
+    expected = seen["robot0_eef_pos"] + 0.05 * made("lift")["delta"][:, :3]
+    assert goals.shape == (len(expected), 10)
+    assert np.abs(goals[:, :3] - expected).max() < 0.002
 
 
-def test_the_recorded_goals_repeat_the_episode_with_an_absolute_controller():
-    episode = made("lift")
+def test_the_goals_repeat_the_episode_with_an_absolute_controller():
+    """It succeeds at the last step, and at none before."""
     env = make_raw("lift", absolute=True)
     np.random.seed(SEED)
     env.reset()
     last = 1 + env.sim.model.nq  # time and positions come before velocities
-    for action, state in zip(episode["action"], episode["states"]):
+    rewards = []
+    for action, state in zip(seen_and_goals()[1], made("lift")["states"]):
         assert np.abs(env.sim.get_state().flatten() - state)[:last].max() < 1e-3
-        _, reward, _, _ = env.step(rot6d_to_axis_angle(action))
-    assert reward == 1
+        rewards.append(env.step(rot6d_to_axis_angle(action))[1])
+    assert rewards == [0] * (len(rewards) - 1) + [1]
 
 
 def test_without_variety_an_episode_repeats():
@@ -63,13 +72,12 @@ def test_without_variety_an_episode_repeats():
     assert (np.random.get_state()[1] == before).all(), "the caller's random numbers moved"
 
 
-def test_variety_differs_between_noise_seeds_but_not_the_start():
-    one = made("lift", 1.0)
-    other = made("lift", 1.0, 1)
-    assert (one["states"][0] == other["states"][0]).all()
-    n = min(len(one["delta"]), len(other["delta"]))
-    assert np.abs(one["delta"][:n] - other["delta"][:n]).max() > 0.1
-    assert one["success"][-1] and other["success"][-1]
+def test_variety_changes_the_motion_and_not_the_start():
+    plain = made("lift")
+    varied = made("lift", 1.0)
+    assert (plain["states"][0] == varied["states"][0]).all()
+    n = min(len(plain["delta"]), len(varied["delta"]))
+    assert np.abs(plain["delta"][:n] - varied["delta"][:n]).max() > 0.1
 
 
 def test_an_expert_that_fails_tells_so(monkeypatch):

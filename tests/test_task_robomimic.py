@@ -35,7 +35,7 @@ from robosuite_env import (
     settings,
     to_rot6d,
 )
-from task_robomimic import cameras_of
+from task_robomimic import cameras_of, recorded_pictures
 from test_formats import refused
 
 LIFT = TASKS["lift"]
@@ -389,6 +389,13 @@ def test_the_order_of_poses_is_found_where_what_is_seen_lags():
         (made_in(controller=osc(type="JOINT_VELOCITY")), "controller of type JOINT_VELOCITY"),
         (made_in(controller=osc(kp=100)), "controller of kp 100, but lift has 150"),
         (made_in(controller=osc(output_max=0.1)), "controller of output_max 0.1"),
+        (made_in(controller=osc(damping_ratio=10)), "controller of damping_ratio 10"),
+        (made_in(robots=["Sawyer"]), "recorded with ['Sawyer'], but lift has 1 x Panda"),
+        (made_in(robots=["Panda", "Panda"]), "but lift has 1 x Panda"),
+        (made_in(controller="x"), "controller_configs of its env_args cannot be read"),
+        (made_in(controller=["x"]), "controller_configs of its env_args cannot be read"),
+        (made_in(controller={"body_parts": "x"}), "controller_configs of its env_args"),
+        (made_in(controller={"body_parts": {"right": None}}), "controller_configs of its env_args"),
         ({"env_kwargs": [1]}, "is not HDF5 of Minari or robomimic, or is damaged"),
         ([1], "is not HDF5 of Minari or robomimic, or is damaged"),
     ],
@@ -669,6 +676,15 @@ def test_another_task_is_not_written_for_robomimic(tmp_path):
 
 
 # ---- the protocol of DPPO and ReinFlow -----------------------------------------------------------
+
+
+def test_pictures_of_another_size_are_left_out():
+    """They are drawn anew then, if the file has positions."""
+    arrays = {"agentview_image": np.zeros((2, 84, 84, 3), np.uint8)}
+    arrays["robot0_eye_in_hand"] = arrays["agentview_image"]
+    found = recorded_pictures("lift-image", arrays)
+    assert set(found) == {"agentview", "robot0_eye_in_hand"}
+    assert recorded_pictures("lift-image-online", arrays) == {}
 
 
 def test_success_does_not_end_an_episode_online(demonstration):

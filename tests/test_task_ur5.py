@@ -9,6 +9,7 @@ import data
 from commands import BadInput
 from envs import TASKS, make_env, make_vec
 from experts import from_expert
+from experts_ur5 import Expert
 from formats import read, save_npz
 from task_ur5 import STEPS, demonstration, upright
 from twin_model import CAMERAS, HOME, LEFT, RIGHT, SCENES
@@ -61,6 +62,15 @@ def test_demonstrations_differ_from_start_to_start_and_by_variety():
     assert np.abs(varied["action"][5] - plain["action"][5]).max() > 0.001
     again = demonstration("ur5-lift", env_of("ur5-lift"), 0, variety=0.5)
     np.testing.assert_array_equal(again["action"], varied["action"])
+
+
+def test_what_varies_is_not_told_by_where_things_lie():
+    """The draws of the variety are not those that placed the things."""
+    env = env_of("ur5-lift")
+    for seed in range(3):
+        env.reset(seed=seed)
+        drawn = Expert(env.twin, seed, 1.0).arms[1].rng.random(6)
+        assert not np.isclose(drawn, np.random.default_rng(seed).random(6)).any()
 
 
 def test_only_the_arm_of_the_task_moves():
