@@ -32,7 +32,7 @@ from commands import BadInput, Parser, above_zero, check_seed, cli, refuse_flags
 from files import check_folder, check_output
 from robot_log import Log
 from robot_motion import always, go_home, replay, targets
-from robot_setup import ARM, D_A, RATE, add_robot, connected, fit
+from robot_setup import D_A, add_robot, connected, fit
 from safety import (
     GO,
     HOLD,
@@ -44,6 +44,7 @@ from safety import (
     limited,
     read_cell,
 )
+from twin_model import ARM, RATE
 
 FIRST = 1.0  # seconds that the first chunk may take
 WATCH = 0.01  # seconds between two looks of the second thread
@@ -156,6 +157,7 @@ class Loop:
         row = self.row(begun, states)
         if level == GO:
             obs, t_obs = self.observe(states)
+            row["observed"] = self.clock()
             chunk = self.act(obs, t_obs)
             row["inferred"] = self.clock()
             self.send(chunk, t_obs, row)
@@ -215,6 +217,7 @@ class Loop:
                 speed = np.stack([state.qd for state in states])
                 points, clipped = limited(times, points, now, here, speed, self.cell)
             except Refused as e:
+                self.chunks.clear()  # it counts in no later mean
                 self.log.event(now, f"chunk refused: {e}")
                 return
             if clipped:
@@ -265,7 +268,11 @@ class Loop:
     def watch(self, ended):
         """Look after the arms until the event `ended`, also while the network works or hangs."""
         while not ended.wait(WATCH):
-            self.guard()
+            try:
+                self.guard()
+            except Exception as e:  # nobody would look after the arms any more
+                with self.lock:
+                    self.stop(f"{type(e).__name__}: {e}", self.clock())
 
     def row(self, begun, states):
         """A row of the log, without what the cycle will add."""
@@ -274,6 +281,7 @@ class Loop:
             "begun": begun,
             "state_t": [state.t for state in states],
             "frame_t": list(self.cameras.times().values()),
+            "observed": np.nan,
             "inferred": np.nan,
             "commanded": np.nan,
             "q": np.stack([numbers(state) for state in states]),
@@ -297,6 +305,9 @@ class Loop:
                 due = max(due + 1 / hz, self.clock() - 1 / hz) if hz else 0
                 time.sleep(max(0, due - self.clock()))
         finally:
+            with self.lock:  # or the plan's tail would go on, and nobody would look
+                for arm in self.arms:
+                    arm.hold()
             ended.set()
             watcher.join()
 
@@ -365,7 +376,7 @@ def run(args):
             loop.stop(str(e), time.monotonic())
         finally:
             found = loop.summary()
-            if scene:
+            if scene and not args.frames:
                 found["success"] = scene.success
             loop.log.about = {"ckpt": str(args.ckpt), "summary": found}
             loop.log.save(args.log)
@@ -389,7 +400,7 @@ def record(args):
     import robot_record
     from envs import task_named
     from robot_spacemouse import spacemouse
-    from robot_switch import keys
+    from robot_switch import keys, switch
 
     task = task_named(args.task)
     if task.D_a != D_A:
@@ -403,12 +414,21 @@ def record(args):
             )
         if args.action_hz != RATE:
             raise BadInput(f"the scripted expert acts at {RATE} Hz: leave --action-hz out")
+        refuse_flags(args, ["switch"], "--by expert")
         return robot_record.by_expert(task, args)
+    if args.switch == "keyboard":
+        raise BadInput("--switch keyboard: the keyboard moves the arms here, give a pedal or none")
+    args.switch = args.switch or "none"
     hand = spacemouse(args.spacemouse) if args.by == "spacemouse" else contextlib.nullcontext()
-    with keys() as typed, hand as cap, connected(args, task, task.specs) as (arms, cameras, _):
+    with (
+        keys() as typed,
+        hand as cap,
+        connected(args, task, task.specs) as (arms, cameras, _),
+        switch(args) as pressed,
+    ):
         cell = read_cell(args.cell)
         try:
-            robot_record.by_person(task, args, arms, cameras, cell, typed, cap)
+            robot_record.by_person(task, args, arms, cameras, cell, typed, cap, pressed)
         except Refused as e:
             raise BadInput(f"stopped: {e}: look at the arms before you start again") from e
 
@@ -418,7 +438,7 @@ def check(args):
     from robot_check import checks
 
     good = True
-    for name, ok, words in checks(args, fit, connected):
+    for name, ok, words in checks(args):
         good = good and ok
         print(f"{name:24} {'ok' if ok else 'NOT OK':7} {words}", flush=True)
     if not good:

@@ -7,20 +7,21 @@ import time
 import numpy as np
 
 from commands import BadInput
+from robot_setup import connected, fit
+from twin_model import CAMERAS
 
 PACKAGES = ("numpy", "torch", "mujoco", "ur_rtde", "onnxruntime")
-NEEDED = ("numpy", "torch", "ur_rtde")
 PORTS = {30004: "RTDE", 30003: "script", 29999: "dashboard", 63352: "gripper"}
 CALLS = 100  # of the policy, timed
 
 
-def checks(args, fit, connected):
-    """(what, whether it is ok, words) of each check. fit, connected: of realrobot.py."""
-    yield from versions()
+def checks(args):
+    """(what, whether it is ok, words) of each check."""
+    yield from versions(args.robot)
     policy = None
     if args.ckpt:
         try:
-            policy, line = fitting(args, fit)
+            policy, line = fitting(args)
             yield line
             yield latency(policy)
         except BadInput as e:
@@ -28,20 +29,21 @@ def checks(args, fit, connected):
     if args.robot == "ur5":
         for side, host in zip(("left", "right"), args.hosts):
             yield from reached(side, host)
-    yield from moving(args, connected, policy)
+    yield from moving(args, policy)
 
 
-def versions():
+def versions(robot):
     """The packages that are there."""
+    only_for = {"onnxruntime": "*.onnx"} | ({"mujoco": "--robot twin"} if robot == "ur5" else {})
     for name in PACKAGES:
         try:
             yield name, True, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            words = f"pip install {name}" if name in NEEDED else "not there; only for *.onnx"
-            yield name, name not in NEEDED, words
+            words = f"not there; only for {only_for.get(name)}"
+            yield name, name in only_for, words if name in only_for else f"pip install {name}"
 
 
-def fitting(args, fit):
+def fitting(args):
     """The policy of args.ckpt, and the line that it fits. Raises BadInput if it does not."""
     from export import load_policy
 
@@ -52,11 +54,14 @@ def fitting(args, fit):
 
 
 def latency(policy):
-    """How long the policy takes here."""
+    """How long the policy takes here, whose frames were encoded when they came."""
     obs = {
         name: np.zeros((1, policy.T_o, *spec["shape"]), spec["dtype"])
         for name, spec in policy.specs.items()
     }
+    for name in policy.frame_sizes:
+        seen = policy.encoded(name, obs[name][0, 0])
+        obs[name] = np.stack([seen] * policy.T_o)[None]
     seconds = []
     for _ in range(10 + CALLS):
         begun = time.perf_counter()
@@ -81,14 +86,25 @@ def reached(side, host):
             yield what, False, words
 
 
-def moving(args, connected, policy):
-    """What the arms say of themselves, and the rates of servos and cameras, over two seconds."""
+def moving(args, policy):
+    """What the arms say of themselves, and the rates of servos and cameras, over two seconds.
+
+    The cameras are those that the policy sees, each frame encoded as in a run, or without a policy
+    those of --cameras.
+    """
     from envs import task_named
 
-    task = task_named(policy.task if policy else "ur5-lift-state")
+    task = task_named(policy.task if policy else "ur5-lift")
     specs = policy.specs if policy else {}
+    if policy is None and args.cameras:
+        named = [pair.partition("=")[0] for pair in args.cameras]
+        unknown = [name for name in named if name not in task.specs]
+        if unknown:
+            raise BadInput(f"--cameras {', '.join(unknown)}: the cameras are {', '.join(CAMERAS)}")
+        specs = {name: task.specs[name] for name in named}
+    encoded = policy.encoded if policy and policy.frame_sizes else None
     try:
-        with connected(args, task, specs) as (arms, cameras, _):
+        with connected(args, task, specs, encoded) as (arms, cameras, _):
             time.sleep(2)
             for side, arm in zip(("left", "right"), arms):
                 state = arm.state()

@@ -10,7 +10,8 @@ COLUMNS = (
     "begun",  # when the cycle began; all times are time.monotonic(), in seconds
     "state_t",  # (2,) when each arm's state was read
     "frame_t",  # (cameras,) when the newest frames were captured
-    "inferred",  # when the chunk was there; NaN: no chunk in this cycle
+    "observed",  # when the observations were there; NaN: the arms were held or stopped
+    "inferred",  # when the chunk was there
     "commanded",  # when both arms had been given it; NaN: they were not
     "q",  # (2, 7) measured joints and grippers
     "target",  # (2, 7) what the arms were last sent
@@ -68,7 +69,7 @@ class Log:
         found["seconds"] = t[-1] - t[0]
         found["policy_hz"] = (len(t) - 1) / (t[-1] - t[0])
         found |= quantiles("policy_period", np.diff(t))
-        found |= quantiles("network", a["inferred"][sent] - a["begun"][sent])
+        found |= quantiles("network", a["inferred"][sent] - a["observed"][sent])
         found |= quantiles("newest_state_to_command", t - a["state_t"][sent].min(1))
         if self.cameras:
             found |= quantiles("frame_to_command", t - a["frame_t"][sent].min(1))

@@ -7,8 +7,9 @@ import numpy as np
 from commands import BadInput
 from formats import read
 from lerobot_format import is_lerobot, read_info
-from robot_setup import ARM, D_A, connected
+from robot_setup import D_A, connected
 from safety import Refused, limited, read_cell, violations
+from twin_model import ARM
 
 
 def targets(state):
@@ -98,7 +99,8 @@ def replay(args):
             here = np.stack([targets(arm.state()) for arm in arms])
             slowly = way_to(points[0], here, cell.home_speed, 0.1)
             move(arms, slowly, 0.1, cell, pressed=pressed)
-            move(arms, points[1:], dt, cell, pressed=pressed)
+            if len(points) > 1:
+                move(arms, points[1:], dt, cell, pressed=pressed)
         except Refused as e:
             raise BadInput(f"stopped: {e}: look at the arms before you start again") from e
         if scene:

@@ -13,11 +13,12 @@ from commands import BadInput
 from envs import make_env
 from lerobot_format import is_lerobot, read_info
 from lerobot_writer import append
-from robot_motion import go_home
-from safety import Refused, limited, skeleton
+from robot_motion import always, go_home, targets
+from safety import GO, Patience, Refused, judge, limited, skeleton
 
 SEEDS = 1_000_000  # the first start seed; evaluation's are from 100000 on
 TRIES = 100  # starts of an episode: each has its own, so that an interrupted recording goes on
+PATIENCE = Patience(frame=0.5, state=0.5)  # beyond it a recording ends
 STEP = 0.01  # metres of a key's push
 TURN = 0.05  # rad
 KEYS = {  # what a key moves: x, y, z in the cell's frame, and the last joint
@@ -89,17 +90,21 @@ def seen(task, env, arrays):
 # ---- a person ------------------------------------------------------------------------------------
 
 
-def by_person(task, args, arms, cameras, cell, typed, cap=None):
+def by_person(task, args, arms, cameras, cell, typed, cap=None, pressed=always):
     """Record what a person does with the keys of HELP, until there are args.episodes.
 
     typed: a function that gives the characters since its last call. cap: a SpaceMouse, if one moves
-    the tools, too. Raises Refused if an arm stops, or if the SpaceMouse is gone.
+    the tools, too. pressed: whether the operator's switch is. Raises Refused if an arm stops, if
+    the switch is released, or if a camera or the SpaceMouse is gone.
     """
     print(HELP if cap is None else CAP_HELP + HELP, flush=True)
     kept = there(args.out)
     while kept < args.episodes:
-        go_home(arms, cell)
-        episode = teleoperated(task, args.action_hz, arms, cameras, cell, typed, cap)
+        go_home(arms, cell, pressed=pressed)
+        typed()  # what was typed while nobody looked
+        episode = teleoperated(
+            task, args.action_hz, arms, cameras, cell, typed, cap, pressed=pressed
+        )
         if episode is None:
             break
         if len(episode.get("action", ())):
@@ -110,25 +115,35 @@ def by_person(task, args, arms, cameras, cell, typed, cap=None):
 
 
 def teleoperated(
-    task, hz, arms, cameras, cell, typed, cap=None, clock=time.monotonic, sleep=time.sleep
+    task,
+    hz,
+    arms,
+    cameras,
+    cell,
+    typed,
+    cap=None,
+    *,
+    pressed=always,
+    clock=time.monotonic,
+    sleep=time.sleep,
 ):
     """One episode {name: (L, ...)}: {} if it was thrown away, None at the end of all.
 
-    Each step records what is seen and then the target that is sent, as in training.
+    Each step records what is seen and then the target that is sent, as in training. A key acts at
+    most once a step. Raises Refused, see by_person.
     """
-    states = [arm.state() for arm in arms]
-    goal = np.stack([np.append(state.target, state.grip) for state in states])
+    goal = np.stack([targets(arm.state()) for arm in arms])
     steps = []
     arm = 0
     while True:
         begun = clock()
         states = [a.state() for a in arms]
-        for state in states:
-            if state.fault:
-                raise Refused(state.fault)
+        level, reason = judge(begun, states, cameras.times(), None, None, pressed(), PATIENCE)
+        if level != GO:
+            raise Refused(reason)
         if cap:
             goal[arm, :6] = pushed(goal[arm, :6], arm, cap.push(1 / hz), cell)
-        for key in typed() + (cap.keys() if cap else ""):
+        for key in dict.fromkeys(typed() + (cap.keys() if cap else "")):
             if key in "\r\n\x7f\bx":
                 return ended(key, steps)
             if key == "\t":
@@ -137,7 +152,7 @@ def teleoperated(
                 goal[arm, 6] = 1 - round(goal[arm, 6])
             elif key in KEYS:
                 goal[arm, :6] = pushed(goal[arm, :6], arm, KEYS[key], cell)
-        here = np.stack([np.append(state.target, state.grip) for state in states])
+        here = np.stack([targets(state) for state in states])
         speed = np.stack([state.qd for state in states])
         times = np.array([begun + 1 / hz])
         try:

@@ -5,18 +5,16 @@ import contextlib
 from commands import BadInput
 from safety import read_cell
 from servo import Limits
+from twin_model import ARM, HOSTS, RATE
 
 ARMS = ("left", "right")
-ARM = 7  # numbers of an arm in "proprio" and in an action: six joints, the gripper
 D_A = 2 * ARM
-RATE = 10  # actions a second, of the tasks of task_ur5.py
-HOSTS = ("127.0.0.1", "127.0.0.2")  # of the twin
 
 
-def add_robot(c, robot="twin"):
+def add_robot(c):
     """Add the flags that say which arms and cameras."""
     c.add_argument(
-        "--robot", choices=("twin", "ur5"), default=robot, help="the simulated arms, or real ones"
+        "--robot", choices=("twin", "ur5"), default="twin", help="the simulated arms, or real ones"
     )
     c.add_argument("--hosts", nargs=2, metavar="HOST", help="addresses of the left and right arm")
     c.add_argument("--servo-hz", type=int, choices=(125, 500), default=500, help="CB3: 125")
@@ -98,6 +96,8 @@ def connected(args, task, specs, encoded=None):
         cameras = Cameras(sources(args, names, specs, scene), args.camera_hz, encoded=encoded)
         stack.callback(cameras.close)
         cameras.start()
+        for arm in arms:  # the first that is done at the end: what is closed after may take seconds
+            stack.callback(arm.stop, "closed")
         yield arms, cameras, scene
 
 
@@ -112,6 +112,12 @@ def sources(args, names, specs, scene):
         missing = [name for name in names if name not in arrays]
         if missing:
             raise BadInput(f"{args.frames} has no frames of {', '.join(missing)}")
+        for name in names:
+            if list(arrays[name].shape[1:]) != list(specs[name]["shape"]):
+                raise BadInput(
+                    f"{args.frames} has {name} of {arrays[name].shape[1:]}, not "
+                    f"{tuple(specs[name]['shape'])}"
+                )
         return {name: recorded(arrays[name]) for name in names}
     if scene:
         return {name: scene.source(name) for name in names}

@@ -6,6 +6,7 @@ replaces the emergency stop, which must be in reach.
 """
 
 import contextlib
+import math
 import os
 import select
 import struct
@@ -31,10 +32,18 @@ def switch(args):
     elif how == "keyboard":
         with keys() as pressed:
             print("hold the space bar down: the arms move while you do", flush=True)
-            yield Space(pressed)
+            yield begun(Space(pressed))
     else:
         with opened(how, "--switch") as device:
-            yield Pedal(device)
+            print("press the pedal: the arms move while you do", flush=True)
+            yield begun(Pedal(device))
+
+
+def begun(pressed):
+    """A switch, once it is pressed for the first time."""
+    while not pressed():
+        time.sleep(0.01)
+    return pressed
 
 
 @contextlib.contextmanager
@@ -59,7 +68,7 @@ class Space:
     def __init__(self, keys, clock=time.monotonic):
         self.keys = keys
         self.clock = clock
-        self.last = clock() + 5  # time to begin
+        self.last = -math.inf
 
     def __call__(self):
         if " " in self.keys():

@@ -22,11 +22,19 @@ DH = {
     "ur5e": ((0, -0.425, -0.3922, 0, 0, 0), (0.1625, 0, 0, 0.1333, 0.0997, 0.0996)),
 }
 ALPHA = (math.pi / 2, 0, 0, math.pi / 2, -math.pi / 2, 0)
-SAMPLES = 5  # points of each link whose distance to those of the other arm is looked at
+# How far the upper arm and the forearm stand beside the shoulder's plane, in metres.
+BESIDE = {"ur5": (0.136, 0.016), "ur5e": (0.138, 0.007)}
+SAMPLES = (2, 5, 2, 5, 2, 2, 3)  # points on each line of `skeleton` whose distances are looked at
+
+POSITIVE = (  # fields of a Cell
+    *("speed", "acceleration", "home_speed", "apart"),
+    *("small_angle", "small_distance", "small_speed"),
+)
 
 GO = "go"  # what `judge` says
 HOLD = "hold"
 STOP = "stop"
+SPACE = ("workspace box", "table", "distance between the arms")  # limits of space
 
 
 class Refused(ValueError):
@@ -51,7 +59,7 @@ class Cell:
         ((0.15, -0.75, 0.005), (0.80, 0.20, 0.60)),
     )
     table: float = 0.0  # height that no elbow, wrist or tool goes below
-    apart: float = 0.10  # metres between the arms' middle lines
+    apart: float = 0.11  # metres between the arms' middle lines: an upper arm is 0.11 thick
     home: tuple = (  # the joint angles that a run begins at
         (0, -math.pi / 2, -math.pi / 2, -math.pi / 2, math.pi / 2, 0),
         (0, -math.pi / 2, math.pi / 2, -math.pi / 2, -math.pi / 2, 0),
@@ -88,17 +96,32 @@ def read_cell(path=None):
     if not isinstance(told, dict) or not told.keys() <= names.keys():
         raise BadInput(f"{path}: it takes an object with any of {', '.join(names)}")
     for name, value in told.items():
-        good = value in DH if name == "model" else is_numbers(value, names[name])
-        if not good:
+        if not fits_cell(name, value, names[name]):
             raise BadInput(f"{path}: {name} cannot be used: its default is {getattr(Cell, name)}")
     return replace(Cell(), **told)
+
+
+def fits_cell(name, value, shape):
+    """Whether a value from a file can be the field of that name and shape of a Cell."""
+    if name == "model":
+        return value in list(DH)
+    if not is_numbers(value, shape):
+        return False
+    array = np.array(value, float)
+    if name in POSITIVE:
+        return bool(array > 0)
+    if name in ("joints", "boxes"):  # low before high
+        low, high = np.moveaxis(array, -1 if name == "joints" else -2, 0)
+        return bool((low < high).all())
+    return True
 
 
 def is_numbers(value, shape):
     """Whether a value is nested lists of finite numbers of this shape."""
     try:
-        array = np.array(value, float)
-    except (TypeError, ValueError):
+        array = np.array(value)
+        array = array.astype(float) if array.dtype.kind in "if" else np.array(np.nan)
+    except (ValueError, OverflowError):  # lists of several lengths, a number of 400 digits
         return False
     return array.shape == shape and bool(np.isfinite(array).all())
 
@@ -107,10 +130,10 @@ def is_numbers(value, shape):
 
 
 def skeleton(q, i, cell):
-    """Points of arm i at joint angles q (..., 6), in the cell's frame: (..., 5, 3) metres.
+    """Points of arm i at joint angles q (..., 6), in the cell's frame: (..., 8, 3) metres.
 
-    They are the shoulder, the elbow, two of the wrist and the tool's centre point, as straight
-    lines between them follow the links.
+    They are the shoulder, the upper arm's two ends, the forearm's two ends, two of the wrist and
+    the tool's centre point. Straight lines between them follow the links.
     """
     a, d = DH[cell.model]
     x, y, z, yaw = cell.bases[i]
@@ -125,11 +148,12 @@ def skeleton(q, i, cell):
     lengths = np.array(d)
     lengths[5] += cell.tool
     steps = transforms(q, np.array(a), lengths, np.array(ALPHA))
+    upper, lower = BESIDE[cell.model]
     found = []
-    for k in range(6):
+    for k, besides in enumerate(((0, upper), (upper, lower), (lower,), (0,), (0,), (0,))):
         T = T @ steps[..., k, :, :]
-        if k != 3:  # it lies on the line to the next one, nearly
-            found.append(T[..., :3, 3])
+        for beside in besides:  # along the axis of the next joint
+            found.append(T[..., :3, 3] + beside * T[..., :3, 2])
     return np.stack(found, -2)
 
 
@@ -155,19 +179,27 @@ def transforms(theta, a, d, alpha):
     return T
 
 
-def along(points):
-    """Points on the lines that join points (..., P, 3): (..., (P - 1) SAMPLES + 1, 3)."""
-    part = np.arange(SAMPLES)[:, None] / SAMPLES
-    start = points[..., :-1, None, :]
-    lines = start + part * (points[..., 1:, None, :] - start)  # (..., P - 1, SAMPLES, 3)
-    lines = lines.reshape(*points.shape[:-2], -1, 3)
-    return np.concatenate([lines, points[..., -1:, :]], -2)
+def between(samples):
+    """Weights (sum of samples + 1, P) that make points on P - 1 lines of the P that they join."""
+    weights = np.zeros((sum(samples) + 1, len(samples) + 1))
+    row = 0
+    for k, n in enumerate(samples):
+        part = np.arange(n) / n
+        weights[row : row + n, k] = 1 - part
+        weights[row : row + n, k + 1] = part
+        row += n
+    weights[-1, -1] = 1
+    return weights
+
+
+BETWEEN = between(SAMPLES)
 
 
 def nearest(left, right):
     """The smallest distance of points (n, L, 3) to points (n, R, 3): (n,).
 
-    By |l|^2 + |r|^2 - 2 l r, in a third of the time that the differences take.
+    By |l|^2 + |r|^2 - 2 l r, in a third of the time that the differences take. Two lines are nearer
+    than the points on them, here by less than 1 cm.
     """
     squares = (left**2).sum(-1)[:, :, None] + (right**2).sum(-1)[:, None]
     squares = squares - 2 * left @ right.swapaxes(1, 2)
@@ -177,21 +209,17 @@ def nearest(left, right):
 def violations(points, cell):
     """How far points (n, 2, 7) are beyond each limit of space, in metres: {name: (n,)}, 0 inside.
 
-    The names are "workspace box", "table" and "distance between the arms".
+    The names are SPACE, the first two for each arm.
     """
     bones = [skeleton(points[:, i, :6], i, cell) for i in range(2)]
-    beyond = []
-    for i in range(2):
+    box, table, apart = SPACE
+    found = {}
+    for i, side in enumerate(("left", "right")):
         low, high = np.array(cell.boxes[i], float)
         tool = bones[i][:, -1]
-        beyond.append(np.maximum(low - tool, tool - high).max(1))
-    lowest = np.minimum(bones[0][:, 1:, 2].min(1), bones[1][:, 1:, 2].min(1))
-    gap = nearest(along(bones[0]), along(bones[1]))
-    found = {
-        "workspace box": np.maximum(*beyond),
-        "table": cell.table - lowest,
-        "distance between the arms": cell.apart - gap,
-    }
+        found[f"{box} of the {side} arm"] = np.maximum(low - tool, tool - high).max(1)
+        found[f"{table} under the {side} arm"] = cell.table - bones[i][:, 2:, 2].min(1)
+    found[apart] = cell.apart - nearest(BETWEEN @ bones[0], BETWEEN @ bones[1])
     return {name: np.maximum(value, 0) for name, value in found.items()}
 
 

@@ -48,7 +48,7 @@ class Reading:
     safety_bits: int
     mode: int  # 7: the arm runs
     runtime: int  # 2: the program runs
-    scaling: float  # the speed that is left of the full one, 0 .. 1
+    scaling: float  # of the full speed, 0 .. 1: the slider's share times the limiter's
     lost: str = ""  # which connection is lost
 
 

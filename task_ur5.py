@@ -36,13 +36,11 @@ import numpy as np
 from commands import BadInput
 from pictures import cached_pictures
 from task import Lazy, Task, observation_space
-from twin_model import CAMERAS, SCENES, TIMESTEP
+from twin_model import ARM, CAMERAS, RATE, SCENES, TIMESTEP
 
 SIDE = 96  # pixels of a picture's side
 CROP = 84
 FILM = 256  # pixels of a video's side
-RATE = 10  # actions a second
-ARM = 7  # numbers of an arm in proprio and in actions
 PROPRIO = 2 * ARM
 POSE = 7  # numbers of a thing's pose
 STEPS = {"ur5-lift": 100, "ur5-can": 150, "ur5-transport": 300}  # of an episode

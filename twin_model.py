@@ -1,4 +1,4 @@
-"""The twin in numbers: the two arms, what they are held within, and the things of each task.
+"""The twin in numbers: the two arms, their own limits, and the things of each task.
 
 The arms are UR5e by Universal Robots' published dimensions (Denavit and Hartenberg's parameters)
 and masses. twin_build.py makes MuJoCo's model of them; nothing here needs MuJoCo.
@@ -16,6 +16,9 @@ LEFT = 0  # the numbers of the arms
 RIGHT = 1
 SIDES = ("left", "right")
 TIMESTEP = 0.002  # of physics, in seconds: the period of an e-Series arm's own controller
+RATE = 10  # actions a second
+ARM = 7  # numbers of an arm in "proprio" and in an action: six joints, the gripper
+HOSTS = ("127.0.0.1", "127.0.0.2")  # the addresses of the twin's arms
 
 # UR5e, of Universal Robots' "DH parameters for calculations of kinematics and dynamics".
 DH_A = (0, -0.425, -0.3922, 0, 0, 0)
@@ -58,17 +61,9 @@ HOME = np.array(
         [0, -math.pi / 2, math.pi / 2, -math.pi / 2, -math.pi / 2, 0],
     ]
 )
-# What the robot loop holds the arms within.
 JOINT_LIMITS = np.array([[-2 * math.pi] * 6, [2 * math.pi] * 6])  # low, high: the arm's own
 JOINT_SPEED = math.pi  # rad/s: the arm's own limit
 TABLE = 0.0  # the height of the table's surface
-WORKSPACE = np.array(  # of each arm's tool centre point, in the world: low, high
-    [
-        [[0.15, -0.20, 0.005], [0.80, 0.75, 0.60]],
-        [[0.15, -0.75, 0.005], [0.80, 0.20, 0.60]],
-    ]
-)
-APART = 0.10  # the least distance of the two tool centre points
 
 CAMERAS = ("front", "left_wrist", "right_wrist")
 

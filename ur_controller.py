@@ -9,8 +9,7 @@ step and reset. ur_server.py puts the network before a Controller.
 
 import numpy as np
 
-TIMESTEP = 0.002  # seconds of a plant's step
-JOINT_SPEED = np.pi  # rad/s, the fastest that a joint follows
+from twin_model import JOINT_SPEED, TIMESTEP
 
 # Bits of safety_status_bits, and numbers of runtime_state and robot_mode, as real arms have them.
 NORMAL = 1 << 0
@@ -216,7 +215,7 @@ class Controller:
             "actual_TCP_pose": self.plant.tcp(self.i),
             "robot_mode": [self.mode],
             "safety_mode": [{NORMAL: 1, PROTECTIVE: 3}.get(self.safety, 7)],
-            "speed_scaling": [self.scaling],
+            "speed_scaling": [1.0],
             "target_speed_fraction": [self.scaling],
             "runtime_state": [self.runtime],
             "robot_status_bits": [int(self.mode == RUNNING) | int(playing) << 1],

@@ -25,11 +25,10 @@ import numpy as np
 
 from commands import BadInput, Parser, check_seed, cli
 from twin import Twin, rotvec
-from twin_model import BASES, HOME, SCENES
-from ur_controller import TIMESTEP, Controller, Lag
+from twin_model import BASES, HOME, HOSTS, SCENES, TIMESTEP
+from ur_controller import Controller, Lag
 from ur_wire import GRIPPER, PORTS, RTDE, VERSIONS, Connection
 
-HOSTS = ("127.0.0.1", "127.0.0.2")
 BEHIND = 0.2  # seconds that the server catches up with after it had no CPU; more are left out
 EXAMPLES = (
     "python ur_server.py --task ur5-lift                 # then a client in another terminal",
@@ -50,6 +49,13 @@ HELP = """lines on standard input (ARM is 0 or 1):
   state                     time.monotonic(); joints, programs and counts of both arms
   scene                     of the twin: time.monotonic(), its state, and its success
   reset SEED                everything is back at its start"""
+
+
+def small(text):
+    """A whole number from 0 to 99. Raises ValueError."""
+    if not 0 <= int(text) < 100:
+        raise ValueError(f"{text} must lie in 0 .. 99")
+    return int(text)
 
 
 class Table(Twin):
@@ -189,7 +195,7 @@ class Server:
         for line in lines:
             try:
                 answer = self.obey(line.decode("utf-8", "replace").split())
-            except (ValueError, IndexError, AttributeError, BadInput) as e:
+            except (ValueError, LookupError, AttributeError, BadInput) as e:
                 answer = {"error": str(e)}
             print(json.dumps(answer), flush=True)
 
@@ -231,7 +237,7 @@ class Server:
             case ["protective"]:
                 arm.protective()
             case ["protective", runtime]:
-                arm.protective(int(runtime))
+                arm.protective(small(runtime))
             case ["emergency"]:
                 arm.emergency()
             case ["clear"]:
@@ -239,7 +245,7 @@ class Server:
             case ["scaling", x]:
                 arm.scaling = float(x)
             case ["mode", n]:
-                arm.mode = int(n)
+                arm.mode = small(n)
                 arm.hold()
             case ["stop"]:
                 arm.end_program()

@@ -44,8 +44,9 @@ from commands import BadInput, Parser, above_zero, check_seed, cli
 from files import atomic, check_output
 from realrobot import D_A, Loop
 from robot_cameras import Cameras
-from robot_setup import ARMS, HOSTS, servo_limits
+from robot_setup import ARMS, servo_limits
 from safety import STOP, Cell, skeleton, violations
+from twin_model import HOSTS
 from ur5 import Arm
 from ur_controller import STOPPED
 from ur_server import ServerProcess
@@ -398,7 +399,8 @@ def space(name):
 
     def far(rig, samples):
         points = np.pad(np.stack([sample.q for sample in samples]), ((0, 0), (0, 0), (0, 1)))
-        return violations(points, rig.cell)[name].max()
+        found = violations(points, rig.cell)
+        return max(beyond.max() for limit, beyond in found.items() if limit.startswith(name))
 
     return far
 

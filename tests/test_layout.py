@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = (
-    ("startup",),
+    ("startup", "twin_model"),
     (
         "drift",
         "unet",
@@ -22,7 +22,6 @@ FLOORS = (
         "commands",
         "motions",
         "plan",
-        "twin_model",
         "ur_controller",
         "timing",
         "toy_targets",

@@ -6,6 +6,7 @@ The arms are ur5.FakeArm: the servo, the plan and the faults are the real ones.
 import json
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -325,18 +326,37 @@ def test_ensembling_moves_the_arms_too():
     assert 0.05 < made.targets()[0, 0] < 0.13
 
 
+def test_a_refused_chunk_counts_in_no_later_mean():
+    made = Setup(ensemble=True)
+    made.cycles(20)
+
+    def far(chunk):
+        chunk[:, :, 5] += 2.0
+        return chunk
+
+    made.policy.wrong = far
+    made.cycles(1)
+    made.policy.wrong = None
+    wrist = made.targets()[0, 5]
+    made.cycles(60)
+    assert abs(made.targets()[0, 5] - wrist) < 0.01
+    assert not any("clipped" in event["text"] for event in made.loop.log.events)
+
+
 def test_the_summary_by_hand():
     """Chunks every 10 ms, of states 4 ms old."""
     log = Log(["front"])
     for k in range(11):
         t = 5 + 0.01 * k
-        row = dict.fromkeys(COLUMNS, np.zeros((2, ARM))) | {"used": 1, "begun": t, "inferred": t}
+        row = dict.fromkeys(COLUMNS, np.zeros((2, ARM))) | {"used": 1, "begun": t}
+        row |= {"observed": t - 0.003, "inferred": t - 0.001}
         row |= {"state_t": [t - 0.002, t - 0.004], "frame_t": [t - 0.03], "commanded": t}
         log.add(**row)
     found = log.summary()
     assert found["policy_hz"] == pytest.approx(100)
     assert found["newest_state_to_command_p99_ms"] == pytest.approx(4)
     assert found["frame_to_command_p50_ms"] == pytest.approx(30)
+    assert found["network_p99_ms"] == pytest.approx(2)
     assert Log([]).summary() == {"cycles": 0, "chunks": 0}
 
 
@@ -503,7 +523,8 @@ def test_arms_that_stay_at_a_limit_of_space_stand_still(setup):
     setup.cycles(40)
     assert 0.005 < setup.targets()[0, 0] - before < 0.02
     assert fastest(setup, 10) < 0.01
-    assert {event["text"] for event in setup.loop.log.events} == {"clipped: workspace box"}
+    (text,) = {event["text"] for event in setup.loop.log.events}
+    assert text == "clipped: workspace box of the left arm"
 
 
 def test_the_loops_own_thread_and_end(setup):
@@ -516,6 +537,27 @@ def test_the_loops_own_thread_and_end(setup):
     setup.loop.cycle = lambda: False
     setup.loop.run(1.0)
     assert threading.active_count() == n
+    assert fastest(setup, 10) < 0.01, "the plan's tail went on"
+
+
+def test_an_error_of_the_watching_thread_stops_both_arms(setup):
+    """For example a terminal that hangs up while the network works."""
+    import threading
+
+    def lost():
+        raise OSError("the terminal is gone")
+
+    setup.loop.pressed = lost
+    ended = threading.Event()
+    thread = threading.Thread(target=setup.loop.watch, args=(ended,))
+    thread.start()
+    end = time.monotonic() + 5
+    while not setup.loop.stopped and time.monotonic() < end:
+        time.sleep(0.005)
+    ended.set()
+    thread.join()
+    assert setup.loop.stopped == "OSError: the terminal is gone"
+    assert all(arm.state().fault for arm in setup.arms)
 
 
 # ---- slow motions --------------------------------------------------------------------------------
@@ -556,8 +598,7 @@ def test_the_space_bar_is_a_switch():
     clock = Clock()
     typed = [""]
     pressed = Space(lambda: typed[0], clock)
-    clock.t += 10
-    assert not pressed()
+    assert not pressed(), "nobody has touched it"
     typed[0] = " "
     assert pressed()
     typed[0] = ""
@@ -565,6 +606,12 @@ def test_the_space_bar_is_a_switch():
     assert pressed(), "a key that is held is repeated only after a while"
     clock.t += 0.5
     assert not pressed()
+
+
+def test_nothing_begins_before_the_switch_is_pressed():
+    asked = iter([False, False, True, False])
+    pressed = robot_switch.begun(lambda: next(asked))
+    assert not pressed(), "it was not waited for"
 
 
 def test_a_pedal_is_a_switch(tmp_path):
@@ -623,9 +670,26 @@ def test_a_person_records_by_keys(setup):
     assert episode["action"][:, 13].tolist() == [0, 0, 1, 1, 1]
     assert teleoperated(*rest, lambda: "\b", **how) == {}
     assert teleoperated(*rest, lambda: "x", **how) is None
+    with pytest.raises(Refused, match="switch is released"):
+        teleoperated(*rest, lambda: "w", **how, pressed=lambda: False)
+    setup.sees = False
+    with pytest.raises(Refused, match="front: the newest frame is [56].. ms old"):
+        teleoperated(*rest, lambda: "", **how)
+    setup.advance()
     setup.arms[1].controller.protective()
     with pytest.raises(Refused, match="protective stop"):
         teleoperated(*rest, lambda: "w", **how)
+
+
+def test_keys_that_wait_do_not_burst(setup):
+    """A key acts once a step, however often it was typed since the last one."""
+    task = SimpleNamespace(obs={"proprio": (D_A,)})
+    keys = iter(["w" * 40, "", "", "\n"])
+    before = skeleton(setup.targets()[0, :6], 0, CELL)[-1]
+    how = {"clock": setup.clock, "sleep": setup.advance}
+    teleoperated(task, 10, setup.arms, setup.cameras, CELL, lambda: next(keys), **how)
+    after = skeleton(setup.targets()[0, :6], 0, CELL)[-1]
+    assert 0.005 < after[0] - before[0] < 0.02
 
 
 @pytest.fixture

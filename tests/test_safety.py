@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import mujoco
 import numpy as np
 import pytest
 
 from commands import BadInput
 from safety import (
+    BETWEEN,
     GO,
     HOLD,
     STOP,
@@ -18,6 +20,7 @@ from safety import (
     check_chunk,
     judge,
     limited,
+    nearest,
     read_cell,
     skeleton,
     violations,
@@ -54,17 +57,71 @@ def test_the_skeleton_is_the_twins():
         for q in rng.uniform(-3, 3, (5, 6)):
             assert np.allclose(skeleton(q, i, CELL)[-1], twin.fk(i, q)[0], atol=1e-9)
     assert np.allclose(CELL.home, twin_model.HOME)
-    assert np.allclose(CELL.boxes, twin_model.WORKSPACE)
-    assert CELL.apart == twin_model.APART
     assert CELL.speed == twin_model.JOINT_SPEED
 
 
 def test_an_upright_arm():
     up = np.array([0, -np.pi / 2, 0, -np.pi / 2, 0, 0])
     points = skeleton(up, 0, CELL)
-    heights = [0.1625, 0.1625 + 0.425, 0.1625 + 0.425 + 0.3922]
-    assert np.allclose(points[:3, 2], heights)
-    assert np.allclose(points[:3, :2], [0, 0.35])
+    shoulder, elbow, wrist = 0.1625, 0.1625 + 0.425, 0.1625 + 0.425 + 0.3922
+    assert np.allclose(points[:5, 2], [shoulder, shoulder, elbow, elbow, wrist])
+    assert np.allclose(points[:5, 0], 0)
+    assert np.allclose(points[:5, 1], 0.35 - np.array([0, 0.138, 0.138, 0.007, 0.007]))
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_the_skeleton_lies_in_the_twins_links(i):
+    from twin import Twin
+    from twin_model import JOINTS, LINKS, SIDES
+
+    twin = Twin()
+    q = np.random.default_rng(0).uniform(-3, 3, 6)
+    first, _ = twin.joints[i]
+    twin.data.qpos[first : first + 6] = q
+    mujoco.mj_kinematics(twin.model, twin.data)
+    points = skeleton(q, i, CELL)
+    for link, capsule, ends in ((1, 1, (1, 2)), (2, 1, (3, 4))):  # the upper arm, the forearm
+        body = twin.data.body(f"{SIDES[i]}_{JOINTS[link]}")
+        for point, end in zip(LINKS[link][capsule], ends):
+            place = body.xpos + body.xmat.reshape(3, 3) @ point
+            assert np.allclose(points[end], place, atol=1e-9)
+
+
+def deepest_contact(cell):
+    """How deep the twin's arms are in each other, in metres, at poses that a cell allows.
+
+    Of 20,000 poses around home, the 200 in which they are nearest.
+    """
+    from twin import Twin
+
+    twin = Twin()
+    model = twin.model
+    data = twin.data
+    rng = np.random.default_rng(0)
+    points = np.zeros((20_000, 2, 7))
+    points[..., :6] = np.array(cell.home) + rng.uniform(-1.2, 1.2, (20_000, 2, 6))
+    points = points[np.all([far == 0 for far in violations(points, cell).values()], 0)]
+    bones = [skeleton(points[:, i, :6], i, cell) for i in range(2)]
+    gap = nearest(BETWEEN @ bones[0], BETWEEN @ bones[1])
+    owner = [model.body(model.geom_bodyid[g]).name.partition("_")[0] for g in range(model.ngeom)]
+    deepest = 0.0
+    for q in points[np.argsort(gap)[:200]]:
+        for i in range(2):
+            first, _ = twin.joints[i]
+            data.qpos[first : first + 6] = q[i, :6]
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_collision(model, data)
+        for contact in data.contact:
+            if {owner[g] for g in contact.geom} == {"left", "right"}:
+                deepest = min(deepest, contact.dist)
+    return -deepest
+
+
+def test_arms_that_keep_their_distance_do_not_touch():
+    """But for the corners of the grippers, which are wider than the lines' distance allows for."""
+    assert deepest_contact(CELL) < 0.015
+    assert deepest_contact(Cell(apart=0.06)) > 0.02
 
 
 def test_violations_of_space():
@@ -73,11 +130,11 @@ def test_violations_of_space():
     tool = skeleton(HOME[0, :6], 0, CELL)[-1]
     low = (tuple(tool + np.array([0.03, -1, -1])), tuple(tool + 1))
     cell = Cell(boxes=(low, CELL.boxes[1]))
-    assert violations(HOME[None], cell)["workspace box"] == pytest.approx(0.03)
+    assert violations(HOME[None], cell)["workspace box of the left arm"] == pytest.approx(0.03)
+    assert violations(HOME[None], cell)["workspace box of the right arm"] == 0
     cell = Cell(table=tool[2] + 0.01)
-    assert violations(HOME[None], cell)["table"] == pytest.approx(0.01)
-    bones = [skeleton(HOME[i, :6], i, CELL) for i in range(2)]
-    near = np.linalg.norm(bones[0][-1] - bones[1][-1])
+    assert violations(HOME[None], cell)["table under the left arm"] == pytest.approx(0.01)
+    near = 2 * (0.35 - 0.138)  # of the upper arms, which stand beside the shoulders
     assert violations(HOME[None], Cell(apart=near + 0.02))[
         "distance between the arms"
     ] == pytest.approx(0.02)
@@ -141,17 +198,20 @@ def beyond(name):
     """A cell, and a point that is 1 cm beyond its limit of that name, where HOME is within."""
     point = moved(0, -0.10) if name == "distance between the arms" else moved(1, -0.10)
     tool = skeleton(point[0, :6], 0, CELL)[-1]
-    if name == "workspace box":
+    if name.startswith("workspace box"):
         box = ((0, -1, tool[2] + 0.01), (1, 1, 1))
         return Cell(boxes=(box, CELL.boxes[1])), point
-    if name == "table":
+    if name.startswith("table"):
         return Cell(table=tool[2] + 0.01), point
     wide = Cell(apart=9.0)
     gap = 9.0 - violations(point[None], wide)[name][0]
     return Cell(apart=gap + 0.01), point
 
 
-@pytest.mark.parametrize("name", ["workspace box", "table", "distance between the arms"])
+@pytest.mark.parametrize(
+    "name",
+    ["workspace box of the left arm", "table under the left arm", "distance between the arms"],
+)
 def test_a_limit_of_space_ends_the_chunk_or_refuses_it(name):
     cell, point = beyond(name)
     assert violations(HOME[None], cell)[name] == 0
@@ -160,6 +220,11 @@ def test_a_limit_of_space_ends_the_chunk_or_refuses_it(name):
     assert clipped == [name] and np.allclose(allowed, [HOME])
     with pytest.raises(Refused, match=name):
         limit([HOME, point], replace(cell, small_distance=0.001), dt=0.2)
+    # Where the right arm is beyond its own limit, the left one is still held to its.
+    low = skeleton(HOME[1, :6], 1, cell)[-1] + 0.05
+    outside = replace(cell, boxes=(cell.boxes[0], (tuple(low), tuple(low + 1))))
+    allowed, clipped = limit([HOME, point, point], outside, dt=0.2)
+    assert clipped == [name] and np.allclose(allowed, [HOME])
     # From beyond the limit the arms may come back, but not on.
     allowed, clipped = limit([HOME], cell, here=point, dt=0.2)
     assert clipped == [] and np.allclose(allowed, [HOME])
@@ -220,6 +285,14 @@ def test_a_cell_of_a_file(tmp_path):
         ('{"speed": NaN}', "speed cannot be used"),
         ('{"model": "ur99"}', "model cannot be used"),
         ('{"bases": [[0, 0, 0, 0]]}', "bases cannot be used"),
+        ('{"acceleration": -0.5}', "acceleration cannot be used"),
+        ('{"speed": "0.3"}', "speed cannot be used"),
+        ('{"home_speed": 0}', "home_speed cannot be used"),
+        ('{"apart": true}', "apart cannot be used"),
+        ('{"model": ["ur5"]}', "model cannot be used"),
+        (f'{{"tool": {"9" * 400}}}', "tool cannot be used"),
+        ('{"joints": [6, -6]}', "joints cannot be used"),
+        ('{"boxes": [[[0, 0, 0], [1, 1, 1]], [[0, 0, 1], [1, 1, 0]]]}', "boxes cannot be used"),
     ):
         path.write_text(text)
         with pytest.raises(BadInput, match=words):

@@ -7,6 +7,7 @@ import pytest
 
 from commands import BadInput
 from motions import about_z
+from safety import Cell
 from twin import Twin
 from twin_model import (
     BASES,
@@ -25,7 +26,6 @@ from twin_model import (
     TCP,
     THINGS,
     TIMESTEP,
-    WORKSPACE,
 )
 
 
@@ -78,7 +78,7 @@ def test_the_arms_are_mirror_images_at_home(twin):
     np.testing.assert_allclose(left, right * [1, -1, 1], atol=1e-9)
     assert all(
         (low < here).all() and (here < high).all()
-        for here, (low, high) in zip((left, right), WORKSPACE)
+        for here, (low, high) in zip((left, right), Cell().boxes)
     )
 
 
