@@ -7,8 +7,9 @@
   dbp_train.py --method bc          regression: the squared error to the expert, 1 evaluation
 
 A loss takes the policy, observations {name: (B, T_o, ...)} and the expert's normalised chunks
-(B, T_p, D_a). Like DBP's, it makes the network see K inputs of each observation. A sampler takes
-the policy, observations and the latent z (B, T_p, D_a), and gives chunks of z's shape.
+(B, T_p, D_a). Like DBP's, those of diffusion and MeanFlow make the network see K inputs of each
+observation. A sampler takes the policy, observations and the latent z (B, T_p, D_a), and gives
+chunks of z's shape.
 """
 
 import functools
@@ -68,7 +69,11 @@ def repeated(policy, obs, pos, K, generator):
 
 @functools.cache
 def scheduler(steps):
-    """Diffusion Policy's noise schedule, by diffusers: DDPM, or DDIM with fewer steps."""
+    """Diffusion Policy's noise schedule, by diffusers: DDPM, or DDIM with fewer steps.
+
+    DDIM's steps are counted from the clean end, as Diffusion Policy's are, unless the first would
+    then be one whose chunks are not all noise: from the noisy end then.
+    """
     try:
         from diffusers import DDIMScheduler, DDPMScheduler  # slow to import
     except ImportError as e:
@@ -76,10 +81,17 @@ def scheduler(steps):
             "--method diffusion needs the diffusers library: pip install diffusers"
         ) from e
     kind = DDPMScheduler if steps == STEPS else DDIMScheduler
-    made = kind(
-        STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon", clip_sample=True
-    )
-    made.set_timesteps(steps)
+    for spacing in ("leading", "trailing"):
+        made = kind(
+            STEPS,
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="epsilon",
+            clip_sample=True,
+            timestep_spacing=spacing,
+        )
+        made.set_timesteps(steps)
+        if made.timesteps[0] >= 0.9 * STEPS:
+            break
     return made
 
 
@@ -175,6 +187,11 @@ def prepare(policy, nfe=None):
         if nfe is not None and not 1 <= nfe <= STEPS:
             raise BadInput(
                 f"--nfe {nfe}: diffusion takes 1 to {STEPS} network evaluations an action"
+            )
+        if nfe is not None and STEPS // nfe * nfe < 0.9 * STEPS:
+            raise BadInput(
+                f"--nfe {nfe}: DDIM's steps of {STEPS // nfe} would leave out more than a tenth of "
+                f"the {STEPS}: take 1 to 16, 20, 25, 33, 50 or {STEPS}"
             )
         scheduler(nfe or STEPS)
         policy.sampler = functools.partial(diffusion_sample, steps=nfe or STEPS)

@@ -27,6 +27,7 @@ from baselines import prepare
 from bench_stage2 import last_line, ppo
 from commands import BadInput, Parser, above_zero, check_device, cli, refuse_flags
 from data import Episodes, Windows
+from dbp_flags import PAPER_DIMS, SMALL_DIMS
 from drift import chunk_loss
 from envs import make_env, task_named
 from evaluate import count_calls
@@ -39,8 +40,6 @@ from timing import Laps, peak_memory, quantiles, timed, timed_in_turn
 from vision import KINDS, augmented
 
 HERE = Path(__file__).parent
-SMALL = (64, 128, 256)
-PAPER = (512, 1024, 2048)
 FRAMES = 2000  # steps of the made-up episode that batches are gathered from
 COST_BATCHES = (32, 64, 128)
 COST_K = (1, 2, 4, 8, 16)  # 1 comes first: the others are put as ratios to it
@@ -201,11 +200,12 @@ def infer(args):
     file's graph and the same network in eager torch, in turn.
     """
     if args.onnx:
-        refuse_flags(args, ["compile"], "--onnx")
+        refuse_flags(args, ["compile", "task"], "--onnx")
+        args.device = "cpu"
         return onnx_rows(args)
-    task = task_named(args.task)
+    task = task_named(args.task or "pusht")
     rows = {}
-    for size, dims in (("small", SMALL), ("paper", PAPER)):
+    for size, dims in (("small", SMALL_DIMS), ("paper", PAPER_DIMS)):
         if not has_cameras(task):
             rows.update(act_rows(make_policy(dims, args.device, task), size, args))
             continue
@@ -236,6 +236,7 @@ def act_rows(policy, name, args):
 def onnx_rows(args):
     """{"onnx": quantiles, "eager": quantiles, "ratio_p50"} of one act call, which take turns."""
     policies = {"onnx": OnnxPolicy.load(args.onnx)}
+    args.task = policies["onnx"].task
     policies["eager"] = prepare(Policy(policies["onnx"].shape).eval())
     obs = random_arrays(policies["onnx"], 1, policies["onnx"].T_o)
 
@@ -412,7 +413,12 @@ def parse(argv=None):
         benches[name].add_argument("--n", type=int, default=200, help="timed repetitions")
     for name in ("train", "latency", "ppo"):
         benches[name].add_argument(
-            "--dims", type=int, nargs="+", default=list(SMALL), metavar="C", help="U-Net channels"
+            "--dims",
+            type=int,
+            nargs="+",
+            default=list(SMALL_DIMS),
+            metavar="C",
+            help="U-Net channels",
         )
     for name in ("infer", "latency"):
         benches[name].add_argument(
@@ -425,7 +431,9 @@ def parse(argv=None):
 
     for name in ("train", "infer", "ppo"):
         benches[name].add_argument(
-            "--task", default="pusht", help="a task; `python envs.py` lists them"
+            "--task",
+            default=None if name == "infer" else "pusht",
+            help="a task; `python envs.py` lists them" + "; pusht if not given" * (name == "infer"),
         )
 
     c = benches["train"]

@@ -71,7 +71,10 @@ def stage2_run(args, init, out, calls):
 
 
 def rates(rows, flags, T_a):
-    """Rates and shares of a Stage-2 iteration, from the medians of the log's rows."""
+    """Rates and shares of a Stage-2 iteration, from the medians of the log's rows.
+
+    update_samples_per_s: of the actor's passes, in the time of all of the update, the critic's too.
+    """
     simulator = np.median([row["sim_s"] for row in rows])
     rollout = np.median([row["rollout_s"] for row in rows])
     update = np.median([row["update_s"] for row in rows])

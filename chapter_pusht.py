@@ -207,11 +207,10 @@ def jerk_by_method(rows):
     jerk = {
         method: mean(select(rows, setting=setting), "jerk")
         for method, nfe, setting in METHOD_SETTINGS
-        if nfe == METHOD_NFE[method][0]
+        if nfe == METHOD_NFE[method][0] and select(rows, setting=setting)
     }
-    return f"""DBP's motion (jerk {jerk["dbp"]:.1f}) is rougher than that of diffusion
-        ({jerk["diffusion"]:.1f}) and of regression ({jerk["bc"]:.1f}), and smoother than MeanFlow's
-        ({jerk["meanflow"]:.1f})."""
+    told = [f"{NAMES[m]} {value:.1f}" for m, value in sorted(jerk.items(), key=lambda p: p[1])]
+    return f"Jerk, from the smoothest to the roughest: {listed(told)}."
 
 
 def converged(results):

@@ -23,6 +23,10 @@ STAGE2_WORDS = {
     "hopper-no-anchor": "the same, without the anchor",
     "walker2d-anchor": "Walker2d, 6000 steps of Stage 1",
     "walker2d-no-anchor": "the same, without the anchor",
+    "halfcheetah-anchor": "HalfCheetah, 4000 steps of Stage 1",
+    "halfcheetah-no-anchor": "the same, without the anchor",
+    "ant-anchor": "Ant, 4000 steps of Stage 1",
+    "ant-no-anchor": "the same, without the anchor",
     "pusht-shipped-falling": "first command's, with `--sigma-final 0.3 --smooth 1`",
     "pusht-early-falling": "early policy, with `--sigma-final 0.3 --smooth 1`",
     "pusht-shipped-staying": "first command's, with `--sigma-final 1`",
@@ -139,7 +143,7 @@ def word_for_word(results):
     low, high = after["score_95"]
     return f"""**The README's commands word for word** (seed 0, a fresh clone of commit 4e2ee9f and
         a fresh environment, 2 cores; 22.1 minutes of Stage 2, four of them beside tests;
-        2026-11-26): the second one ends with 0.891 -> 0.970 on the 50 standard starts, success 0.12
+        2026-11-26): the last one ends with 0.891 -> 0.970 on the 50 standard starts, success 0.12
         -> 0.64; on 200 starts from 500000
         {before["score"]:.3f} before, {after["score"]:.3f} [{low:.3f}, {high:.3f}] after; success
         {before["success"]:.2f} before, {after["success"]:.2f} after; jerk {before["jerk"]:.1f}

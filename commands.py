@@ -237,7 +237,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=words, allow_abbrev=False, formatter_class=Help, **kw)
 
     def parse_args(self, args=None, namespace=None):
-        """The flags; whole numbers that no size can have are refused. Raises BadInput."""
+        """The flags; raises BadInput for an empty one, and for whole numbers that no size can have.
+
+        An empty one is what an unset variable of a shell leaves.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for before, word in zip(["the first argument", *words], words):
+            if word == "" or (word.startswith("--") and word.endswith("=")):
+                name = word[:-1] or before
+                raise BadInput(f"{name} is empty: give a value, or leave it out (see --help)")
         parsed = super().parse_args(args, namespace)
         for name, value in vars(parsed).items():
             for v in value if isinstance(value, (list, tuple)) else [value]:

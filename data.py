@@ -72,15 +72,12 @@ def load(task, path=None, episodes=None, max_gb=MAX_GB, filter_key=None):
     """The task's Episodes at find(task, path), or the first `episodes` of them. Raises BadInput.
 
     filter_key: of a file of robomimic only the episodes that this filter of it lists. BadInput
-    is raised before memory is taken if the arrays, or the index of their windows, need more than
-    max_gb GB.
+    is raised before memory is taken if the arrays need more than max_gb GB.
     """
     path = find(task, path)
     if task.check:
         task.check(path)
     loaded = assemble(read(path, arrays_of(task), max_gb, filter_key), task, path)
-    index = (len(loaded.action), task.T_p)  # of Windows
-    check_size({"windows": (index, np.dtype(np.int64))}, path, max_gb)
     check_origin(task, path)
     for name, a in loaded.obs.items():
         check_finite(f"observation {name}", a, loaded)
@@ -206,12 +203,22 @@ def checked(a, shape, dtype, what, task):
         return np.require(a, dtype, ["C", "W"])
 
 
-def check_origin(task, path):
-    """Refuse a Minari data set that another robot recorded. Raises BadInput.
+def scene_of_data(task):
+    """The name of the scene whose data a task uses: "lift" of lift-image-delta."""
+    return Path(task.data[-1]).stem
 
-    Walker2d and HalfCheetah have the same sizes. The version after the dash may differ: v2 and v5
-    are one robot.
+
+def check_origin(task, path):
+    """Refuse data that another robot, or the script of another scene, recorded. Raises BadInput.
+
+    Some have the same sizes, such as Walker2d and HalfCheetah, or can and square. The version after
+    the dash may differ: v2 and v5 are one robot. Of a script's data, files before 2026-11-26 do not
+    tell.
     """
+    if path.suffix == ".npz" and "made_for" in (told := read(path, ["made_for"])):
+        made_for = told["made_for"].tobytes().decode("utf-8", "replace")
+        if made_for != scene_of_data(task):
+            raise BadInput(f"{path} was recorded in {brief(made_for)}: it is not {task.name} data")
     made_in = minari_env(path)
     if task.env_id and made_in and made_in.split("-")[0] != task.env_id.split("-")[0]:
         raise BadInput(f"{path} was recorded in {brief(made_in)}: it is not {task.name} data")
@@ -245,10 +252,11 @@ class Windows:
     index and episode are on the CPU, all else on the device. Pictures for which it lacks room are
     on the CPU, too: those of a batch are then taken from the mapped file and sent to the device.
 
-    Raises BadInput if the horizons break Eq. 23, and if no window is left.
+    Raises BadInput if the horizons break Eq. 23, if no window is left, and, before memory is taken,
+    if the index needs more than max_gb GB.
     """
 
-    def __init__(self, episodes, T_o, T_p, T_a, device="cpu"):
+    def __init__(self, episodes, T_o, T_p, T_a, device="cpu", max_gb=MAX_GB):
         check_horizons(T_o, T_p, T_a)
         self.T_o = T_o
         self.device = torch.device(device)
@@ -259,6 +267,7 @@ class Windows:
                 f"{episodes.path}: the longest episode has {lengths.max()} steps, too few for "
                 f"T_p {T_p} with T_o {T_o}, T_a {T_a}: lower --T-p"
             )
+        check_size({"windows": ((n.sum(), T_p), np.dtype(np.int64))}, episodes.path, max_gb)
         episode = np.repeat(np.arange(len(lengths)), n)  # (n,) the one of each window
         number = np.arange(n.sum()) - (n.cumsum() - n)[episode]  # (n,) counted in its episode
         start = number - (T_o - 1)  # (n,) the first step, counted in its episode
@@ -332,6 +341,9 @@ def info(task, path=None, png=None, max_gb=MAX_GB, filter_key=None):
     arrays = read(path, {*arrays_of(task), "reward"}, max_gb, filter_key)
     print(path)
     try:
+        if task.check:
+            task.check(path)
+        check_origin(task, path)
         episodes = assemble(arrays, task, path)
     except BadInput as e:
         print(f"not {task.name} data: {e}")

@@ -12,6 +12,7 @@ import startup  # noqa: F401 - first, see there
 import functools
 import math
 import time
+import zlib
 
 import torch
 
@@ -134,8 +135,9 @@ def lr_factor(step, total, warmup, schedule):
 class Training:
     """The batches, and all that a step changes and --resume brings back.
 
-    sums: of the figures of the steps since the last row of the log. finite: a number of each of
-    these steps, finite if its loss and its gradient are.
+    data: by which --resume knows the demonstrations again. sums: of the figures of the steps since
+    the last row of the log. finite: a number of each of these steps, finite if its loss and its
+    gradient are.
     """
 
     def __init__(self, args, task, ranks):
@@ -143,7 +145,8 @@ class Training:
         self.task = task
         self.ranks = ranks
         episodes = load(task, args.data, args.demos, args.max_gb, args.filter)
-        self.windows = Windows(episodes, args.T_o, args.T_p, args.T_a, args.device)
+        self.windows = Windows(episodes, args.T_o, args.T_p, args.T_a, args.device, args.max_gb)
+        self.data = [len(self.windows), zlib.crc32(self.windows.action.cpu().numpy())]
         check_shares(args, self.windows, ranks.world)
         self.n = min(args.batch, len(self.windows))  # of a batch, all processes together
         self.per_epoch = len(self.windows) // self.n  # a last, smaller batch is left out
@@ -266,6 +269,7 @@ class Training:
         found = {
             "total": self.budget.total,
             "minutes": self.budget.minutes,
+            "data": self.data,
             "snapshots": self.snapshots,
             "sums": sums,
             "moments": moments(self.opt),
@@ -277,9 +281,13 @@ class Training:
     def restore(self):
         """Go on from state.pt and the ckpt.pt of its step. Raises BadInput if they are damaged."""
         args = self.args
-        needs = {"step", "total", "minutes", "snapshots", "sums", "moments"}
+        needs = {"step", "total", "minutes", "data", "snapshots", "sums", "moments"}
         with restoring(args.out):
             state = load_state(args, args.device, needs, FREE_ON_RESUME)
+            if state["data"] != self.data:
+                raise BadInput(
+                    f"{args.out} was begun with other demonstrations: give them by --data"
+                )
             self.step = counter(state, "step")
             self.budget.minutes = number(state, "minutes")
             if state["total"] is not None:

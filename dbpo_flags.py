@@ -7,6 +7,8 @@ from commands import BadInput, above_zero, add_machine, check_device, check_seed
 from envs import defaults_of, task_named
 from policy import Policy
 
+MOST_ENVS = 10_000  # simulators
+
 # ---- what there is ------------------------------------------------------------------------------
 
 
@@ -180,8 +182,8 @@ def add_update(p):
     g.add_argument(
         "--target-kl",
         type=float,
-        help="the KL of an iteration's update, which the actor's learning rate is led to "
-        f"{by_task('target_kl')}",
+        help="the mean KL of an update's last pass, each minibatch's before its own step, to which "
+        f"the actor's learning rate is led {by_task('target_kl')}",
     )
     g.add_argument(
         "--vf-coef", type=float, default=1.0, help="weight c_v of the value loss (Eq. 52)"
@@ -367,6 +369,12 @@ def check_ranges(args, task):
     for k in ("gamma", "inner_gamma", "gae_lambda", "critic_lambda"):
         if not 0 <= getattr(args, k) <= 1:
             raise BadInput(f"--{k.replace('_', '-')} must lie in [0, 1]")
+    if args.num_envs > MOST_ENVS:
+        raise BadInput(
+            f"--num-envs {args.num_envs}: more than {MOST_ENVS} simulators are of no use"
+        )
+    if args.num_envs * args.num_steps < 2:
+        raise BadInput("--num-envs 1 --num-steps 1: advantages need two chunks or more to differ")
     low, high = args.sigma_range
     if not low < 1 < high:
         raise BadInput(f"--sigma-range {low} {high}: the first must be below 1, the other above")

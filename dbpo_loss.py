@@ -36,10 +36,12 @@ def mixing(T_a, rho):
 
 
 def natural(mu, mix):
-    """mu (B, T_a, D_a) itself; its gradient g becomes C g, the natural gradient (note 32).
+    """mu (B, T_a, D_a) itself; its gradient g becomes C g (note 32).
 
     C = L L' with mix = L. An update then changes chunks as the noise has tried them: smoothly. The
-    plain gradient C^-1 (a - mu) A is largest where the noise is smallest and tells least.
+    plain gradient S^-1 C^-1 S^-1 (a - mu) A, S = diag sigma, is largest where the noise is smallest
+    and tells least. Where sigma is the same at all steps, C times it has the direction of a - mu:
+    that of the natural gradient.
     """
     if mu.requires_grad:
         mu = mu.clone()
@@ -68,10 +70,10 @@ def entropy(log_sigma, ran, mix):
 
 
 class Actor(nn.Module):
-    """The policy with a noise head: pi(a | o, z) = N(mu(o, z), sigma(o)^2 C) (Eqs. 12, 43-46).
+    """The policy with a noise head: pi(a | o, z) = N(mu(o, z), S C S) (Eqs. 12, 43-46).
 
-    sigma: what an untrained head gives, set anew as the noise is annealed; sigma_range: the bounds
-    as multiples of it, below and above 1; rho: see `mixing`.
+    S = diag sigma(o). sigma: what an untrained head gives, set anew as the noise is annealed;
+    sigma_range: the bounds as multiples of it, below and above 1; rho: see `mixing`.
     """
 
     def __init__(self, policy, sigma, sigma_range, rho):

@@ -36,8 +36,17 @@ def noise_for(policy, task, rho, episodes, *, workers=True):
     curve = ", ".join(f"{s} {score:.{digits}f}" for s, score in zip((0, *SIGMAS), (clean, *noisy)))
     return sigma, (
         f"score against sigma, {len(seeds)} starts from {NOISE_SEED}: {curve}. "
-        f"--sigma {sigma:.3g} costs about {100 * COST:.0f} % of the score"
+        f"--sigma {sigma:.3g} {why(sigma)}"
     )
+
+
+def why(sigma):
+    """What is said of the sigma that was taken."""
+    if sigma == SIGMAS[-1]:
+        return f"is the largest that is tried, and costs no more than {100 * COST:.0f} %"
+    if sigma == SIGMAS[0]:
+        return f"is the smallest that is tried, and costs {100 * COST:.0f} % or more"
+    return f"costs about {100 * COST:.0f} % of the score"
 
 
 def bearable(clean, noisy):

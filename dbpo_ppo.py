@@ -48,6 +48,7 @@ from saves import (
 )
 
 RAMP = 5  # iterations in which the actor's learning rate rises to --lr (note 24)
+FURTHEST = 100  # that the pace goes from 1
 CHOICE_SEED = 200_000  # the first start seed of the evaluations that choose best.pt
 FREE_ON_RESUME = {
     "resume",
@@ -90,9 +91,9 @@ def paced(pace, kl, target_kl):
     update is what has to stay the same, so the rate follows it (note 34).
     """
     if kl > 1.5 * target_kl:
-        return pace / 1.3
+        return max(pace / 1.3, 1 / FURTHEST)
     if kl < target_kl / 1.5:
-        return pace * 1.3
+        return min(pace * 1.3, FURTHEST)
     return pace
 
 
@@ -290,7 +291,8 @@ class Training:
         best, _ = Policy.load(self.out / "best.pt", self.args.device)
         best.set_executed(self.policy.T_a)
         before, after, chosen = (self.judged(p) for p in (self.frozen, self.policy, best))
-        if not any("final_score" in row for row in self.run.rows):
+        here = [row for row in self.run.rows if row["step"] == self.env_steps]
+        if not any("final_score" in row for row in here):
             results = {"before": before, "final": after, "best": chosen}
             told = {
                 f"{name}_{k}": result[k]
@@ -424,7 +426,9 @@ def iterate(run, generator):
             **shared,
         )
         figures.update(last, off=first["off"])  # off: before any step, so about 0
-        if run.it >= args.critic_warmup + RAMP:
+        n = args.num_envs * args.num_steps
+        steps = args.update_epochs * math.ceil(n / args.minibatch_size)
+        if run.it >= args.critic_warmup + RAMP and steps > 1:  # the KL is that before each step
             run.pace = paced(run.pace, last["kl"], args.target_kl)
 
     seconds = time.perf_counter() - clock

@@ -29,6 +29,7 @@ from lerobot_format import is_lerobot
 MAX_BYTES = 2**30  # of an archive, and of what it unpacks to
 MAX_FILES = 100_000  # in an archive
 WEB = ("http://", "https://")
+UNPACK = ".drift-unpack-"  # how a folder begins in which an archive is unpacked
 
 
 # ---- finding -------------------------------------------------------------------------------------
@@ -239,8 +240,9 @@ def download(task, to=None, url=None):
             return final
         to.mkdir(parents=True, exist_ok=True)
         with Lock(to / ".lock"):
-            for left in to.glob(".unpack*"):  # of a download that was killed
-                shutil.rmtree(left)
+            for left in to.glob(f"{UNPACK}*"):  # of a download that was killed
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
             fetch(url, part)
             install(part, final, task)
     except OSError as e:
@@ -270,7 +272,7 @@ def install(archive, final, task):
     Raises BadInput if the archive is not the task's, and renames it to .bad. It is not to blame for
     a full disk.
     """
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpack") as new:
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=UNPACK) as new:
         try:
             if is_hdf5(final):
                 unpacked = Path(new, final.name)

@@ -413,19 +413,23 @@ def main():
         if policy.method == "bc":
             raise BadInput("--z-scale: regression acts without a latent, leave it out")
         policy.z_scale = args.z_scale
-    result, r = evaluate(
-        policy,
-        task,
-        args.episodes,
-        start_seed=args.start_seed,
-        one_start=args.one_start,
-        seed=args.seed,
-        workers=not args.one_process,
-        show=(args.show or 8) if args.video else 0,
-    )
+    try:
+        result, r = evaluate(
+            policy,
+            task,
+            args.episodes,
+            start_seed=args.start_seed,
+            one_start=args.one_start,
+            seed=args.seed,
+            workers=not args.one_process,
+            show=(args.show or 8) if args.video else 0,
+        )
+    except NotImplementedError as e:  # gymnasium's own render() of an environment that has none
+        raise BadInput(f"{task.name} has no render(): leave out --video") from e
     if args.json:
         about = {"ckpt": source, "seed": args.seed, "start_seed": args.start_seed}
-        about["one_start"] = args.one_start
+        about |= {"one_start": args.one_start, "raw": args.raw}
+        about |= {"T_a": policy.T_a, "z_scale": policy.z_scale}
         about.update(result, **smoothness(r, policy.T_o, policy.T_a))
         atomic(args.json, lambda f: f.write(json.dumps(about).encode()))
     if args.video:

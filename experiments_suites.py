@@ -15,7 +15,6 @@ from experiment_row import STANDARD, Budget, Experiment
 KEYS = ("task", "setting", "seed", "length", "episodes", "start_seed", "dims")
 DIFFUSION = ("--method", "diffusion", "--K", 4)
 REGRESSION = ("--method", "bc")
-DIMS = (64, 128, 256)  # channels of the network, unless others are given
 
 
 class Suite(NamedTuple):

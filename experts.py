@@ -42,6 +42,7 @@ import numpy as np
 from tqdm import tqdm
 
 from commands import START_SEEDS, BadInput, Parser, above_zero, check_seed, cli, refuse_flags
+from data import scene_of_data
 from envs import make_env, task_list, task_named, worker_pool
 from evaluate import rollout
 from files import atomic, check_folder, check_output, read_bytes
@@ -119,12 +120,17 @@ def claim_folder(out, about):
     return folder
 
 
-def join_parts(folder, kept, out):
-    """Put the episodes `kept` of a folder into the file out -> their lengths (E,)."""
+def join_parts(task, folder, kept, out):
+    """Put the episodes `kept` of a folder into the file out -> their lengths (E,).
+
+    "made_for" are the letters of the scene's name: training knows by it what the data is of.
+    """
     episodes = [read(folder / f"{i}.npz") for i in kept]
     lengths = np.array([len(episode["action"]) for episode in episodes])
     arrays = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
-    save_npz(out, **arrays, episode_ends=lengths.cumsum(), start_seed=np.array(kept))
+    made_for = np.frombuffer(scene_of_data(task).encode(), np.uint8)
+    ends = lengths.cumsum()
+    save_npz(out, **arrays, episode_ends=ends, start_seed=np.array(kept), made_for=made_for)
     return lengths
 
 
@@ -173,7 +179,7 @@ def from_expert(task, episodes, out, *, states=None, start_seed=0, workers=None,
                     kept.append(i)
                 bar.update(len(kept) - bar.n)
                 bar.set_postfix(attempts=tried)
-    lengths = join_parts(folder, kept, out)
+    lengths = join_parts(task, folder, kept, out)
     shutil.rmtree(folder)
     return lengths, tried
 

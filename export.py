@@ -169,7 +169,10 @@ class OnnxPolicy:
         self.device = torch.device("cpu")
 
     def encoded(self, name, frame):
-        """A camera's frame (H, W, 3) -> its features (C,). See Policy.encoded."""
+        """A camera's frame (H, W, 3) -> its features (C,). See Policy.encoded.
+
+        The graph takes T_o frames, so it encodes as many copies.
+        """
         if self.net.rest is None:
             self.net.cut(self.specs, self.T_o)
         return self.net.encode(name, np.broadcast_to(frame, (self.T_o, *frame.shape)))[0]

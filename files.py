@@ -28,7 +28,12 @@ LARGEST = 2**24  # bytes of a table or of a JSON file
 MAX_GB = 4  # the arrays that are read from one file, unless --max-gb allows more
 NUMBERS = "fiu"  # the letters of numpy's dtype.kind for floats and integers
 AGAIN = "copy or download the data again"
-PICTURES = {"png": ".png", "video": ".gif"}  # how the file of such a flag must end
+PICTURES = {
+    "png": ".png",
+    "video": ".gif",
+    "json": ".json",
+    "log": ".npz",
+}  # how the file of such a flag must end
 
 
 # ---- places --------------------------------------------------------------------------------------
@@ -305,7 +310,8 @@ def load_torch(path, map_location="cpu"):
     import torch
 
     if not os.path.isfile(path):
-        raise BadInput(f"{path}: no such file")
+        what = "is a folder: pass the ckpt.pt in it" if os.path.isdir(path) else "no such file"
+        raise BadInput(f"{path}: {what}")
     path = Path(path)
     check_archive(path)
     try:

@@ -258,7 +258,8 @@ def read_zarr(path, names=None, max_gb=MAX_GB):
     declared = {name: (a.unpacked_shape, a.dtype) for name, a in arrays.items()}
     for name, a in arrays.items():
         if are_pictures(a.shape, a.dtype):
-            declared[name] = at_once(a.unpacked_shape, a.dtype, a.chunks)
+            at_a_time = (a.chunks[0], *a.unpacked_shape[1:])  # see zarr_content
+            declared[name] = at_once(a.unpacked_shape, a.dtype, at_a_time)
     check_size(declared, path, max_gb)
     with refusing(f"{path} is damaged, {AGAIN}"):
         return {name: zarr_content(path, name, a, max_gb) for name, a in arrays.items()}
@@ -294,11 +295,6 @@ class ZarrArray:
     order: str
     separator: str
     where: str  # the array's name in error messages
-
-    @property
-    def ndim(self):
-        """The number of axes."""
-        return len(self.shape)
 
     @property
     def unpacked_shape(self):

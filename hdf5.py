@@ -249,10 +249,7 @@ def read_adroit(path, repeat=2):
     """
     import h5py
 
-    file = minari_file(path)
-    if file is None or not file.is_file():
-        raise BadInput(f"{path} is not a Minari data set (no data/{MAIN})")
-    with refusing(f"{file} holds no Adroit states, or is damaged: {AGAIN}"), h5py.File(file) as f:
+    with open_hdf5(path) as (file, f):
         E = sum(name.startswith("episode_") for name in f)
         if not 0 < E <= MAX_EPISODES:
             raise BadInput(f"{file} holds {E} episodes: 1 to {MAX_EPISODES} are read")
@@ -282,6 +279,8 @@ def adroit_arrays(group, file):
         "actions": hdf5_array(group, "actions", "f", file),
         "qpos": hdf5_array(state, "qpos", "f", file),
     }
+    if len(arrays["qpos"]) < len(arrays["actions"]):
+        raise BadInput(f"{file}: {group.name} has fewer states than actions: {AGAIN}")
     for name in ADROIT_SETTINGS:
         if name in state:
             arrays[name] = hdf5_array(state, name, "f", file)

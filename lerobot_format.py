@@ -218,12 +218,15 @@ def column_at(opened, n):
 def read_columns(file, widths, rows=None):
     """{column: array (rows, width)} of a file's columns of numbers. Raises BadInput.
 
-    widths: {column: how many numbers a row of it holds}.
+    widths: {column: how many numbers a row of it holds}. rows: how many there shall be; up to
+    MAX_EPISODES if not given.
     """
     with refusing(f"{file} is not a parquet file, or is damaged: {AGAIN}"):
         limits = {name: 16 * width + 64 for name, width in widths.items()}
         opened, paths = open_parquet(file, limits, rows)
         with opened:
+            if opened.metadata.num_rows > MAX_EPISODES and rows is None:
+                raise BadInput(f"{file} has more than {MAX_EPISODES} rows: {AGAIN}")
             table = opened.read(columns=paths, use_threads=False)
         return {
             name: flat(table[name].combine_chunks(), width, f"{file}: column {name}")
@@ -270,7 +273,13 @@ def read_episodes(info, videos):
     files = sorted(where.glob("*/*.parquet"))
     if not files or len(files) > MAX_EPISODES:
         raise BadInput(f"{where} holds {len(files)} parquet files: {AGAIN}")
-    tables = [read_columns(file, dict.fromkeys(names, 1)) for file in files]
+    tables = []
+    known = 0
+    for file in files:
+        tables.append(read_columns(file, dict.fromkeys(names, 1)))
+        known += len(tables[-1]["length"])
+        if known >= info.E:
+            break
     found = {name: np.concatenate([t[name][:, 0] for t in tables])[: info.E] for name in names}
     if len(found["length"]) < info.E:
         raise BadInput(
@@ -339,7 +348,7 @@ def read_lerobot(path, names=None, max_gb=MAX_GB):
     arrays, times = read_numbers(info, episodes, numbers, bool(videos))
     for name, feature in cameras.items():
         make = functools.partial(picture_blocks, info, episodes, feature, times)
-        key = pictures_key(info, episodes, feature)
+        key = pictures_key(info, episodes, feature, times)
         arrays[name] = cached_pictures(info.folder, name, declared[name][0], key, make, max_gb)
     if "episode_ends" in declared:
         arrays["episode_ends"] = episodes["dataset_to_index"].astype(np.int64)
@@ -395,12 +404,14 @@ def picture_files(info, episodes, feature):
         yield info.file(template, feature.key, chunk, number), *steps
 
 
-def pictures_key(info, episodes, feature):
+def pictures_key(info, episodes, feature, times):
     """A text that is another one when the pictures are: the sizes and times of their files.
 
-    Raises BadInput if one is missing.
+    Of a video, also the times (N,) at which its frames are. Raises BadInput if a file is missing.
     """
     found = hashlib.sha256(f"{feature} {episodes['dataset_to_index'].tolist()}".encode())
+    if feature.dtype == "video":
+        found.update(episodes[f"videos/{feature.key}/from_timestamp"].tobytes() + times.tobytes())
     for file, *steps in picture_files(info, episodes, feature):
         if not file.is_file():
             raise BadInput(f"{file} is missing: {AGAIN}")

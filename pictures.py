@@ -53,16 +53,17 @@ def cached_pictures(source, name, shape, key, make, max_gb=MAX_GB):
         return made_in_memory(shape, make, what)
     places = cache_places(source, name)
     taken = [path for path in places if os.path.lexists(path) and not path.is_file()]
-    found = {path: fault(path, shape, key, max_gb) for path in places if path.is_file()}
-    for path, wrong in found.items():
-        if wrong is None:
-            return mapped(path, shape)
+    found = {}
+    for path in places:
+        if path.is_file():
+            pictures, found[path] = checked(path, shape, key, max_gb)
+            if pictures is not None:
+                return pictures
     for path in places:
         if path not in taken and has_room(path.parent, nbytes):
             if path in found:
                 print(f"{path} {found[path]}: it is made again", file=sys.stderr)
-            build(path, shape, key, make, what, max_gb)
-            return mapped(path, shape)
+            return build(path, shape, key, make, what, max_gb)
     if nbytes <= max_gb * 1e9:
         return made_in_memory(shape, make, what)
     raise BadInput(
@@ -171,14 +172,16 @@ def header(shape, key):
 
 
 def build(path, shape, key, make, what, max_gb):
-    """Make a cache file, which appears whole or not at all. Raises BadInput.
+    """Make a cache file, which appears whole or not at all -> its pictures. Raises BadInput.
 
     Another process that is making it is waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with Lock(path.with_name(f".{path.name}.lock"), wait=True):
-        if path.is_file() and fault(path, shape, key, max_gb) is None:
-            return
+        if path.is_file():
+            pictures, _ = checked(path, shape, key, max_gb)
+            if pictures is not None:
+                return pictures
         print(f"{what} are written as bytes, once, to {path}", file=sys.stderr)
 
         def write(file):
@@ -191,25 +194,29 @@ def build(path, shape, key, make, what, max_gb):
             file.write(table + zlib.crc32(table).to_bytes(4, "little"))
 
         atomic(path, write)
+        with open(path, "rb") as file:
+            return mapped(file, shape)
 
 
-def fault(path, shape, key, max_gb):
-    """What is wrong with a cache file, in a few words, or None.
+def checked(path, shape, key, max_gb):
+    """(pictures of a cache file, None), or (None, what is wrong with it, in a few words).
 
-    Of a file of up to max_gb GB every picture is compared with its checksum, of a larger one SAMPLE
-    pictures that are spread over it.
+    The pictures are those of the file that was checked, whatever another process puts in its place.
     """
     try:
         with open(path, "rb") as file:
-            return fault_inside(file, shape, key, max_gb)
+            wrong = fault(file, shape, key, max_gb)
+            return (None, wrong) if wrong else (mapped(file, shape), None)
     except OSError as e:
-        return f"cannot be read ({brief(e.strerror)})"
+        return None, f"cannot be read ({brief(e.strerror)})"
 
 
-def fault_inside(file, shape, key, max_gb):
-    """What is wrong with an open cache file, or None; see `fault`.
+def fault(file, shape, key, max_gb):
+    """What is wrong with an open cache file, in a few words, or None.
 
-    It is read, not mapped, so that the pages do not count as memory of this process.
+    Of a file of up to max_gb GB every picture is compared with its checksum, of a larger one SAMPLE
+    pictures that are spread over it. It is read, not mapped, so that the pages do not count as
+    memory of this process.
     """
     N = shape[0]
     nbytes = math.prod(shape)
@@ -233,6 +240,6 @@ def fault_inside(file, shape, key, max_gb):
     return None
 
 
-def mapped(path, shape):
-    """The pictures (N, H, W, C) of a cache file, mapped read-only."""
-    return np.memmap(path, np.uint8, "r", HEADER, shape).view(np.ndarray)
+def mapped(file, shape):
+    """The pictures (N, H, W, C) of an open cache file, mapped read-only."""
+    return np.memmap(file, np.uint8, "r", HEADER, shape).view(np.ndarray)

@@ -153,7 +153,8 @@ def near_spheres(rays, origin, centre, radius):
     to = centre - origin
     along = rays @ to.T
     inside = along**2 - (to**2).sum(1) + radius**2
-    entered = (inside > 0) & (along > -radius)
+    within = (to**2).sum(1) < radius**2  # the camera is in the sphere
+    entered = (inside > 0) & ((along > 0) | within)
     return np.where(entered, along - np.sqrt(np.maximum(inside, 0)), np.inf)
 
 

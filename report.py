@@ -21,11 +21,16 @@ from chapter_stage2 import stage2
 from chapter_suites import suites
 from commands import Parser, cli
 from experiments import CLOUDS, TABLE_2, TABLE_2_COLUMNS
-from files import atomic, check_folder
-from formats import refusing
+from files import atomic, check_folder, refusing
 from plots import FIGURES
 from tables import Results, column, interval, read, select
-from verdicts import latency_verdict, share_verdict, stage2_verdicts, verdicts
+from verdicts import (
+    DEFAULT_KINDS,
+    latency_verdict,
+    share_verdict,
+    stage2_verdicts,
+    verdicts,
+)
 
 # ---- the sections of RESULTS.md, each a generator of blocks -------------------------------------
 
@@ -55,7 +60,8 @@ def introduction(results):
         """**Confirmed** means that the paper's order of two settings is found here and that the 95
         % interval of the difference excludes 0; **contradicted**, that the opposite order is;
         **unknown**, that the interval includes 0, that there are too few seeds, or that it has not
-        been run.""",
+        been run. What an action takes and what the field takes of a step are judged by one
+        ratio.""",
     )
     yield "## What of the paper holds here"
     yield table("Where | The paper says | Found here", verdict_rows(results))
@@ -75,8 +81,9 @@ def verdict_rows(results):
         "temperatures": verdicts("temp", results),
         "mode": verdicts("mode", results),
         "cost": [share_verdict(results)],
-        "Stage 2": stage2_verdicts(results),
     }
+    for kind in DEFAULT_KINDS:
+        sections[f"Stage 2, {kind[0]}"] = stage2_verdicts(results, [kind])
     words = {}
     for where, found in sections.items():
         for verdict in found:
@@ -192,10 +199,10 @@ def toy(results):
     """The field in two dimensions, as toy.py measures it."""
     rows = read(results.folder.parent / "figures" / "toy.csv")
     yield "## The field in two dimensions"
-    yield paragraph("""`python toy.py`, one seed; all targets are in `figures/toy.csv`. An energy
-        distance of 0 is the held-out data's own. At the fork one observation has three right
-        actions, of which the experts take the upper one most often. The paper has no such
-        figures.""")
+    yield paragraph("""`python toy.py --out figures`, one seed; all targets are in
+        `figures/toy.csv`. An energy distance of 0 is the held-out data's own. At the fork one
+        observation has three right actions, of which the experts take the upper one most often. The
+        paper has no such figures.""")
     for target, what in (("gaussians", "Eight Gaussians on a circle"), ("fork", "The fork")):
         own = [r for r in rows if r["target"] == target]
         columns = [c for c in TOY_WORDS if any(r.get(c) for r in own)]

@@ -170,6 +170,7 @@ def run_orders(experiment, seed, args):
     for order in orders(experiment, seed):
         one = parse([*order, *more])
         check(one)
+        torch.set_num_threads(one.threads)  # the scores and timings, too
         one.run(one)
 
 
@@ -359,7 +360,7 @@ def parse(argv=None):
     p_queue.add_argument("--out", default="runs", help="folder of the run folders")
     p_queue.add_argument("--cores", type=int, default=1, metavar="N", help="runs at a time")
     p_queue.add_argument(
-        "--runs", type=int, metavar="N", help="stop after N runs; all if not given"
+        "--runs", type=int, metavar="N", help="stop after N runs on each core; all if not given"
     )
     p_queue.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
     return p.parse_args(argv)

@@ -21,11 +21,22 @@ from experiments import CLOUDS, POINTCLOUD, SURVEY
 from files import atomic
 from formats import read as read_arrays
 from report import summary
-from reproduce_runs import HERE, about, dims_of, finished, given, steps_per_epoch, values
+from reproduce_runs import (
+    HERE,
+    about,
+    dims_of,
+    finished,
+    given,
+    network_of,
+    steps_per_epoch,
+    trial,
+    values,
+)
 from tables import merge, read
 from task_clouds import run_script
 
 EXPERT_SEED = 1_000_000  # the first start seed of demonstrations
+BATCH = 32  # observations a step, of all experiments on point clouds
 TRIAL_SEED = 3_000_000  # the first start seed of those that scripted policies are tried at
 
 
@@ -67,14 +78,16 @@ def pointcloud_run(experiment, seed, args):
     steps = math.ceil(epochs * per_epoch)
     flags = ["--task", task.name, "--data", data, "--demos", args.demos, "--steps", steps]
     flags += ["--batch", args.batch, "--seed", seed, "--episodes", args.episodes]
-    flags += ["--eval-every", max(round(args.every * per_epoch), 1), "--dims", *args.dims]
+    flags += ["--eval-every", max(round(args.every * per_epoch), 1)]
+    flags += ["--dims", *network_of(args, task.T_p)]
     flags += given(args, "device", "threads", "one_process")
-    out = Path(args.out, f"{task.name}-epochs{epochs:g}-seed{seed}")
+    is_trial = (args.demos != experiment.demos, args.batch != BATCH)
+    out = Path(args.out, trial(f"{task.name}-epochs{epochs:g}-seed{seed}", *is_trial))
     rows = finished("dbp_train.py", out, *flags)
     scores = values(rows, "score")
     best = sorted(scores)[-args.top :]
     row = {
-        "task": task.name,
+        "task": trial(task.name, *is_trial),
         "group": CLOUDS[task.name],
         "seed": seed,
         "last": scores[-1],

@@ -1,7 +1,6 @@
 """Push-T's experiments: methods by score and time, ablations, and the modes that are covered."""
 
 import itertools
-import json
 from pathlib import Path
 
 import bench
@@ -14,19 +13,21 @@ from data import load
 from envs import TASKS
 from experiment_row import Starts
 from experiments import ABLATE_COST, ABLATIONS, MULTIMODAL, PUSHT, PUSHT_CONVERGED
-from files import read_bytes, write_csv
 from policy import Policy
 from reproduce_runs import (
-    AGAIN,
     about,
     budget_of,
     dims_of,
     finished,
     given,
+    network_of,
     scored,
     steps_per_epoch,
+    trial,
 )
 from tables import at, merge, read, select, setting_of
+
+BATCH = 32  # observations a step, of all experiments on Push-T
 
 
 def pusht_run(experiment, seed, args):
@@ -35,34 +36,27 @@ def pusht_run(experiment, seed, args):
     name = experiment.same_run_as or experiment.name
     parts = ["pusht", name.replace(", ", "-").replace(" ", ""), f"{budget.unit}{budget.amount:g}"]
     parts += [f"dims{d}" for d in args.dims if d != "auto"]
-    out = Path(args.out, "-".join([*parts, f"seed{seed}"]))
+    out = Path(args.out, trial("-".join([*parts, f"seed{seed}"]), is_trial(experiment, args)))
     flags = ["--task", "pusht", "--seed", seed, f"--{budget.unit}", budget.amount]
-    flags += ["--dims", *args.dims, "--eval-every", args.eval_every, "--episodes", args.episodes]
+    dims = network_of(args, TASKS["pusht"].T_p)
+    flags += ["--dims", *dims, "--eval-every", args.eval_every, "--episodes", args.episodes]
     flags += given(args, "data", "demos", "batch", "device", "threads", "one_process")
-    rows = finished("dbp_train.py", out, *flags, *experiment.stage1)
-    check_same_data(out, args)
-    return out, rows
+    return out, finished("dbp_train.py", out, *flags, *experiment.stage1)
 
 
-def check_same_data(out, args):
-    """Refuse a run folder that was made with other data or another batch. Raises BadInput."""
-    try:
-        was = json.loads(read_bytes(out / "flags.json"))["flags"]
-        told = {k: was[k] for k in ("data", "demos", "batch")}
-    except (ValueError, RecursionError, LookupError, TypeError) as e:
-        raise BadInput(f"{out}/flags.json is damaged or missing: {AGAIN}") from e
-    other = [f"--{k} {value}" for k, value in told.items() if value != getattr(args, k)]
-    if other:
-        raise BadInput(
-            f"{out} holds a run with {', '.join(other)}: give the same flags, or another --out"
-        )
+def is_trial(experiment, args):
+    """Whether flags were given that make a run another than the table's."""
+    return bool(args.data) or args.demos != experiment.demos or args.batch != BATCH
 
 
 def pusht_score(experiment, nfe, seed, args):
-    """Train a setting and score its last checkpoint, unless the table has the row already."""
-    out, log = pusht_run(experiment, seed, args)
+    """Train a setting and score its last checkpoint, unless the table has the row already.
+
+    Returns the setting's name in the table.
+    """
+    name = setting_of(experiment.name, nfe) if args.run is pusht else experiment.name
     row = {
-        "setting": setting_of(experiment.name, nfe) if args.run is pusht else experiment.name,
+        "setting": trial(name, is_trial(experiment, args)),
         "seed": seed,
         "length": str(budget_of(args)),
         "episodes": args.episodes,
@@ -70,11 +64,12 @@ def pusht_score(experiment, nfe, seed, args):
         "dims": dims_of(args),
     }
     table = Path(args.results, experiment.result)
-    if select(read(table), **row):
-        return
-    policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
-    figures, _ = scored(policy, TASKS["pusht"], log, args.episodes, args.start_seed, args)
-    merge(table, [{**row, **figures, **about()}], row)
+    if not select(read(table), **row):
+        out, log = pusht_run(experiment, seed, args)
+        policy = prepare(Policy.load(out / "ckpt.pt", args.device or "cpu")[0], nfe)
+        figures, _ = scored(policy, TASKS["pusht"], log, args.episodes, args.start_seed, args)
+        merge(table, [{**row, **figures, **about()}], row)
+    return row["setting"]
 
 
 def print_settings(papers, result, args):
@@ -92,9 +87,8 @@ def pusht(args):
     for seed in args.seeds:
         for experiment in chosen:
             for nfe in experiment.nfe:
-                pusht_score(experiment, nfe, seed, args)
                 reported = experiment.paper if nfe == experiment.nfe[0] else None
-                papers[setting_of(experiment.name, nfe)] = reported
+                papers[pusht_score(experiment, nfe, seed, args)] = reported
     print_settings(papers, chosen[0].result, args)
 
 
@@ -126,10 +120,11 @@ def ablate(args):
     chosen = chosen_settings(experiments, args)
     if not budget_of(args):
         args.epochs = experiments[0].paper_budget.amount
-    for seed in args.seeds:
-        for experiment in chosen:
-            pusht_score(experiment, 1, seed, args)
-    print_settings({e.name: e.paper for e in experiments}, experiments[0].result, args)
+    papers = {
+        pusht_score(experiment, 1, seed, args): experiment.paper
+        for seed, experiment in itertools.product(args.seeds, chosen)
+    }
+    print_settings(papers, experiments[0].result, args)
 
 
 def chosen_settings(experiments, args):
@@ -159,14 +154,16 @@ def multimodal(args):
             steps = pusht_run(experiment, seed, args)[1][-1]["step"]
             drawn_runs.append({"method": experiment.name, "seed": seed, "steps": steps, **about()})
     merge(table, rows, ("task", "setting", "seed"))
-    write_csv(table.with_name("multimodal_plans.csv"), drawn_runs)
-    modes.save_plans(table.with_name("multimodal_plans.npz"), plans)
+    merge(table.with_name("multimodal_plans.csv"), drawn_runs, ("method",))
+    drawn = table.with_name("multimodal_plans.npz")
+    before = modes.load_plans(drawn) if drawn.exists() else {}
+    modes.save_plans(drawn, before | plans)
     print(modes_table(rows, args.methods))
 
 
 def modes_of(experiment, seed, args):
     """The rows of one method and seed at the fork and on Push-T, and the plans to be drawn."""
-    at_fork = Path(args.out, f"fork-{experiment.name}-seed{seed}.pt")
+    at_fork = Path(args.out, f"fork-{experiment.name}-steps{args.fork_steps}-seed{seed}.pt")
     if not at_fork.exists():
         modes.fit_fork(experiment.name, seed, steps=args.fork_steps).save(at_fork)
     on_pusht = pusht_run(experiment, seed, args)[0] / "ckpt.pt"

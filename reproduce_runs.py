@@ -1,6 +1,8 @@
 """What reproduce.py's commands share: a run that is never made twice, and what its row says."""
 
+import contextlib
 import datetime
+import json
 import os
 import platform
 import sys
@@ -8,17 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
-from commands import BadInput
+import dbp_flags
+import dbp_train
+import dbpo_flags
+import dbpo_ppo
+from commands import BadInput, flags_of, spelled
 from data import Windows
+from dbp_flags import SMALL_DIMS, TINY_DIMS
 from envs import run_program
 from evaluate import evaluate, smoothness
 from experiment_row import Budget
+from files import read_bytes
 from made_up import random_obs
 from runs import commit, read_log
 from tables import Row
 from timing import timed
 
 HERE = Path(__file__).parent
+TRAINERS = {  # the script: its module, and what fills in the defaults of its flags
+    "dbp_train.py": (dbp_train, dbp_flags.resolve),
+    "dbpo_ppo.py": (dbpo_ppo, dbpo_flags.resolve),
+}
 AGAIN = "move the folder away, and the run is made again"
 
 
@@ -26,10 +38,12 @@ def finished(script, out, *flags):
     """Run a trainer into the run folder out, go on with it, or do nothing if it is finished.
 
     Returns the rows of its log. Raises BadInput if the trainer fails, also because another process
-    writes the folder, and if the log is damaged.
+    writes the folder, if the run there was made with other flags, and if the log is damaged.
     """
     out = Path(out)
-    if not (out / "log.csv").exists():
+    if (out / "log.csv").exists():
+        check_same(script, out, flags)
+    else:
         command = [sys.executable, HERE / script, "--out", out, *flags]
         if (out / "state.pt").exists():
             command.append("--resume")
@@ -42,6 +56,35 @@ def finished(script, out, *flags):
     if not log:
         raise BadInput(f"{out} holds log.csv, but no rows in log.jsonl: {AGAIN}")
     return log
+
+
+def check_same(script, out, flags):
+    """Refuse a finished run that was made with other flags. Raises BadInput.
+
+    Files may have moved: of --data the name alone is compared, of --init nothing.
+    """
+    try:
+        was = dict(json.loads(read_bytes(out / "flags.json"))["flags"])
+    except (ValueError, RecursionError, LookupError, TypeError) as e:
+        raise BadInput(f"{out}/flags.json is damaged or missing: {AGAIN}") from e
+    trainer, resolve = TRAINERS[script]
+    args = trainer.parse([str(flag) for flag in flags])
+    with contextlib.redirect_stdout(None):
+        resolve(args)  # the defaults, too
+    now = json.loads(json.dumps(flags_of(args)))  # a tuple becomes a list, as it did
+    for told in (was, now):
+        told["data"] = Path(told.get("data") or "").name
+    free = trainer.FREE_ON_RESUME - {"data", "num_iterations"}
+    other = [spelled(name) for name in now if name not in free and was.get(name) != now[name]]
+    if other:
+        raise BadInput(
+            f"{out} holds a run with other {', '.join(other)}: give the same, or another --out"
+        )
+
+
+def trial(name, *changed):
+    """An experiment's name, with -trial where a flag that makes it another one was given."""
+    return f"{name}-trial" if any(changed) else name
 
 
 def values(log, name):
@@ -92,6 +135,13 @@ def about():
         "commit": commit(),
         "machine": f"{os.cpu_count()} {platform.machine()}",
     }
+
+
+def network_of(args, T_p):
+    """The channels to train with: on a GPU, too, those that are the default on a CPU."""
+    if args.dims != ["auto"]:
+        return args.dims
+    return SMALL_DIMS if T_p >= 8 else TINY_DIMS
 
 
 def dims_of(args):

@@ -11,7 +11,7 @@ from envs import task_named
 from evaluate import evaluate, smoothness
 from experiments_stage2 import STAGE2
 from policy import Policy
-from reproduce_runs import about, finished, given, values
+from reproduce_runs import about, finished, given, network_of, values
 from runs import SCORE_COLUMNS
 from tables import merge, read, select
 
@@ -43,13 +43,26 @@ def is_trial(args):
     """Whether flags were given that make a run of Stage 2 another than the table's."""
     lengths = (args.steps, args.num_envs, args.num_steps, args.num_iterations)
     lengths += (args.noise_episodes, args.episodes)
-    return any(lengths) or args.dims != ["auto"]
+    return any(lengths) or bool(args.data) or args.dims != ["auto"]
 
 
 def stage2_run(experiment, seed, args):
     """One seed of Stage 2: the checkpoint it begins from, the run, its curve, its final scores."""
     name = f"{experiment.name}-trial" if is_trial(args) else experiment.name
     episodes = args.episodes or experiment.starts[0].episodes
+    table = Path(args.results, experiment.result)
+    rows = [
+        {
+            "setting": name,
+            "seed": seed,
+            "episodes": args.episodes or starts.episodes,
+            "start_seed": starts.first_seed,
+        }
+        for starts in experiment.starts
+    ]
+    rows = [row for row in rows if not select(read(table), **row)]
+    if not rows:
+        return
     before = stage1_checkpoint(experiment, seed, args)
     out = Path(args.out, f"{name}-seed{seed}")
     flags = ["--init", before, "--seed", seed, "--episodes", episodes]
@@ -57,19 +70,11 @@ def stage2_run(experiment, seed, args):
     flags += given(args, "device", "threads", "one_process")
     log = finished("dbpo_ppo.py", out, *flags, *experiment.stage2)
     add_curve(Path(args.results, experiment.curve), f"{name}-seed{seed}", log)
-    table = Path(args.results, experiment.result)
-    for starts in experiment.starts:
-        row = {
-            "setting": name,
-            "seed": seed,
-            "episodes": args.episodes or starts.episodes,
-            "start_seed": starts.first_seed,
-        }
-        if not select(read(table), **row):
-            row |= change(before, out / "ckpt.pt", row["episodes"], row["start_seed"], args)
-            row |= {"env_steps": log[-1]["step"], "minutes": round(values(log, "minutes")[-1], 1)}
-            merge(table, [{**row, **about()}], experiment.keys)
-            print(f"{name}, seed {seed}: {row['before']:g} before, {row['after']:g} after")
+    for row in rows:
+        row |= change(before, out / "ckpt.pt", row["episodes"], row["start_seed"], args)
+        row |= {"env_steps": log[-1]["step"], "minutes": round(values(log, "minutes")[-1], 1)}
+        merge(table, [{**row, **about()}], experiment.keys)
+        print(f"{name}, seed {seed}: {row['before']:g} before, {row['after']:g} after")
 
 
 def stage1_checkpoint(experiment, seed, args):
@@ -78,7 +83,8 @@ def stage1_checkpoint(experiment, seed, args):
         seed = experiment.stage1_seed
     steps = args.steps or experiment.budget.amount
     out = Path(args.out, f"stage1-{experiment.task}-steps{steps:g}-seed{seed}")
-    flags = ["--task", experiment.task, "--seed", seed, "--steps", steps, "--dims", *args.dims]
+    dims = network_of(args, task_named(experiment.task).T_p)
+    flags = ["--task", experiment.task, "--seed", seed, "--steps", steps, "--dims", *dims]
     flags += given(args, "data", "device", "threads", "one_process")
     finished("dbp_train.py", out, *flags, *experiment.stage1)
     return out / "ckpt.pt"

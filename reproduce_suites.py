@@ -8,10 +8,10 @@ from baselines import prepare
 from commands import BadInput
 from data import load
 from envs import task_named
-from experiments_suites import DIMS, SUITE, SUITES, scene_of
+from experiments_suites import SUITE, SUITES, scene_of
 from policy import Policy
 from reproduce_clouds import EXPERT_SEED
-from reproduce_runs import HERE, about, dims_of, finished, given, scored
+from reproduce_runs import HERE, about, dims_of, finished, given, network_of, scored, trial
 from tables import merge, read, select
 
 SCENES = tuple(SUITE)
@@ -53,7 +53,7 @@ def suite_run(experiment, seed, args):
     starts = experiment.starts[0]
     row = {
         "task": experiment.task,
-        "setting": experiment.name,
+        "setting": trial(experiment.name, args.demos, args.batch),
         "seed": seed,
         "length": f"{steps:g} steps",
         "episodes": args.episodes or starts.episodes,
@@ -63,10 +63,10 @@ def suite_run(experiment, seed, args):
     table = Path(args.results, experiment.result)
     if select(read(table), **row):
         return
-    name = f"{experiment.task}-{experiment.name.replace(' ', '')}-steps{steps:g}-seed{seed}"
+    name = f"{experiment.task}-{row['setting'].replace(' ', '')}-steps{steps:g}-seed{seed}"
     out = Path(args.out, name)
     flags = ["--task", experiment.task, "--data", recorded(scene, demos, args)]
-    dims = DIMS if args.dims == ["auto"] else args.dims
+    dims = network_of(args, task_named(experiment.task).T_p)
     flags += ["--demos", demos, "--steps", steps, "--seed", seed, "--dims", *dims]
     flags += ["--episodes", 1]  # the row's own evaluation follows
     flags += [*experiment.stage1, *given(args, "batch", "device", "threads", "one_process")]

@@ -168,7 +168,9 @@ def read_robomimic(path, names=None, max_gb=MAX_GB, filter_key=None):
             if names is None or name in names
         }
         counted = {
-            name: at_once(*what, (BLOCK, *what[0][1:])) if are_pictures(*what) else what
+            name: at_once(*what, (at_a_time(demos, name), *what[0][1:]))
+            if are_pictures(*what)
+            else what
             for name, what in declared.items()
         }
         check_size(counted, file, max_gb)
@@ -204,11 +206,17 @@ def model_files(demos, file, max_gb):
     return {MODEL: np.array(texts, f"S{n}").view(np.uint8).reshape(len(texts), n)}
 
 
+def at_a_time(demos, name):
+    """How many pictures of a camera are unpacked at a time: no chunk of the file is twice."""
+    return max([BLOCK, *(demo[name].chunks[0] for demo in demos if demo[name].chunks)])
+
+
 def robomimic_blocks(demos, name):
-    """The pictures of a camera in order, as arrays of up to BLOCK of them."""
+    """The pictures of a camera in order, as arrays of up to at_a_time() of them."""
+    n = at_a_time(demos, name)
     for demo in demos:
-        for first in range(0, len(demo[name]), BLOCK):
-            yield demo[name][first : first + BLOCK]
+        for first in range(0, len(demo[name]), n):
+            yield demo[name][first : first + n]
 
 
 def hdf5_key(file):

@@ -240,7 +240,7 @@ def curves(run, path, panels, x="step"):
     atomic(path, lambda f: fig.savefig(f, format="png", dpi=110))
 
 
-def setting_of(run):
+def without_seed(run):
     """A run's name without a last seedN: runs that differ in it alone are seeds of one setting."""
     return re.sub(r"[-_]?seed[-_]?\d+$", "", run) or run
 
@@ -289,7 +289,7 @@ def draw_scores(path, rows, x, lines):
 
     settings = {}  # setting -> run -> its rows
     for row in rows:
-        seeds = settings.setdefault(setting_of(row["run"]), {})
+        seeds = settings.setdefault(without_seed(row["run"]), {})
         seeds.setdefault(row["run"], []).append(row)
     fig = Figure(figsize=(6.5, 3.8), layout="constrained")
     ax = fig.subplots()
@@ -344,11 +344,15 @@ def main():
     """Draw the scores of the run folders that the command line names."""
     args = parse()
     rows = []
-    for out in args.runs:
+    names = [Path(out).resolve().name for out in args.runs]
+    for out, name in zip(args.runs, names):
+        if not Path(out, "log.jsonl").is_file():
+            raise BadInput(f"{out} is not a run folder: it has no log.jsonl")
+        if names.count(name) > 1:
+            raise BadInput(f"two of the run folders are called {name}: rename one")
         for row in read_log(out):
             if "score" in row and args.x in row:
-                kept = {k: row[k] for k in SCORE_COLUMNS if k in row}
-                rows.append({"run": Path(out).name, **kept})
+                rows.append({"run": name, **{k: row[k] for k in SCORE_COLUMNS if k in row}})
     if not rows:
         raise BadInput(
             f"there are no scores in {', '.join(args.runs)}: "

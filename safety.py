@@ -30,6 +30,7 @@ POSITIVE = (  # fields of a Cell
     *("speed", "acceleration", "home_speed", "apart"),
     *("small_angle", "small_distance", "small_speed"),
 )
+LARGEST = {"speed": 2 * math.pi, "home_speed": 1.0, "small_speed": 5.0}
 
 GO = "go"  # what `judge` says
 HOLD = "hold"
@@ -109,7 +110,7 @@ def fits_cell(name, value, shape):
         return False
     array = np.array(value, float)
     if name in POSITIVE:
-        return bool(array > 0)
+        return bool(0 < array <= LARGEST.get(name, math.inf))
     if name in ("joints", "boxes"):  # low before high
         low, high = np.moveaxis(array, -1 if name == "joints" else -2, 0)
         return bool((low < high).all())

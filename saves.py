@@ -167,8 +167,6 @@ def first_not_finite(values):
 
     It waits for the device once, however many there are.
     """
-    import torch
-
     for place, value in enumerate(torch.stack(values).tolist()):
         if not math.isfinite(value):
             return place

@@ -121,7 +121,7 @@ def figure_of(policy, task, seed):
         row[1].imshow(frame.cpu())
         row[1].imshow(moved, cmap="magma", alpha=0.65, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
         row[1].set_title(f"the chunk moves, up to {moved.max():.3g}")
-        encoder = policy.encoder.parts[next(iter(crops)) if policy.encoder.shared else camera]
+        encoder = policy.encoder.camera(camera)
         draw_made(row[2:], encoder, frame)
     figure.suptitle(f"{task.name}, start seed {seed}")
     return figure
@@ -143,7 +143,7 @@ def main():
     policy.check_task(task, args.ckpt)
     if not policy.encoder.crop:
         raise BadInput(f"{args.ckpt}: a policy of {task.name} has no cameras")
-    prepare(policy)
+    prepare(policy, 10 if policy.method == "diffusion" else None)  # DDIM draws no noise of its own
     figure = figure_of(policy, task, args.seed)
     atomic(args.png, lambda f: figure.savefig(f, format="png", dpi=100))
     print(f"drawn: {args.png}")

@@ -26,8 +26,13 @@ NUMBERS = (  # columns of numbers, or empty, in every table that has them
     *("distinct_points", "ms_a_frame", "loss", "s", "episode_score", "best", "least_diversity"),
     *("p1", "p2", "p3", "p4", "mode_entropy"),
 )
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t, by the number of values
+T_95 = {  # 97.5 % quantile of t, by the number of values
+    **{2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57},
+    **{7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26},
+}
 
+
+OWN_NETWORKS = ("pusht_image.csv",)  # tables whose rows differ in their channels
 
 CURE = "restore it from git, or delete it and measure again"
 
@@ -109,8 +114,12 @@ class Results:
         self.folder = Path(folder)
 
     def rows(self, name):
-        """The rows of one of its CSV files; none if there is no such file."""
-        return read(self.folder / name)
+        """The rows of one of its CSV files; none if there is no such file.
+
+        Of a table that tells the network's channels, only those with the default ones.
+        """
+        rows = read(self.folder / name)
+        return [r for r in rows if name in OWN_NETWORKS or r.get("dims", "auto") == "auto"]
 
     def json(self, name):
         """The object in one of its JSON files. Raises BadInput if it is missing or damaged."""
@@ -186,7 +195,7 @@ def interval(values):
         return Interval(math.nan, math.nan, 0)
     if n == 1:
         return Interval(float(values[0]), math.nan, 1)
-    half = T_95.get(n, 2.3) * values.std(ddof=1) / math.sqrt(n)
+    half = T_95.get(n, 2.26) * values.std(ddof=1) / math.sqrt(n)
     return Interval(float(values.mean()), float(half), n)
 
 

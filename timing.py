@@ -11,7 +11,7 @@ import torch
 def clock(device):
     """Seconds now, after the device has finished its work."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -78,7 +78,7 @@ class Laps:
 def peak_memory(device):
     """The largest memory so far in MB: of the device, or of the whole process on a CPU."""
     if torch.device(device).type == "cuda":
-        most = torch.cuda.max_memory_allocated()
+        most = torch.cuda.max_memory_allocated(device)
     else:
         most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(most / 1e6, 1)

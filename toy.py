@@ -168,7 +168,7 @@ def parse(argv=None):
         help="standard deviation of the outputs over z before training",
     )
     add("--seed", type=int, default=0, help="seed of latents, weights and data")
-    add("--out", default="figures", help="folder of the pictures and of toy.csv")
+    add("--out", default="runs/toy", help="folder of the pictures and of toy.csv")
     args = p.parse_args(argv)
     unknown = [name for name in args.targets if name not in EVERY]
     if unknown:

@@ -135,7 +135,8 @@ def draw_field(path, target, y, results, args):
     g = torch.Generator().manual_seed(args.seed + 2)
     title = (
         f'"{target}" over a run\n'
-        "Arrows: the force on one more hypothesis, each panel in its own unit"
+        f"Arrows: the force on one more hypothesis at tau {args.temp[0]:g}, each panel in its own "
+        "unit"
     )
     columns = len(moments(args.steps))
     figure, axes = new_figure(len(rows), columns, 2.5, 2.6, title, sharex=True, sharey=True)

@@ -122,6 +122,11 @@ class UNet1d(nn.Module):
                 f"T_p = {T_p} cannot be halved {n} times: choose a multiple of {2**n}, "
                 "or fewer levels in --dims"
             )
+        if T_p == 2**n and self.dims[-1] == GROUPS:
+            raise ValueError(
+                f"dims {list(self.dims)} leave one number to each group of the normalisation: give "
+                "more channels, or fewer levels in --dims"
+            )
 
     def forward(self, z, cond):
         """z (B, K, T_p, D_a) or (B, T_p, D_a), cond (B, C) -> the shape and dtype of z."""

@@ -20,8 +20,8 @@ KINDS = ("small", "resnet18")
 POOLS = ("softmax", "average")
 FEATURES = 64  # of a frame
 POINTS = 32  # of the spatial softmax
-# The least pixels of a side. With fewer the last convolution sees maps one pixel wide, of which
-# torch 2.13 takes gradients from memory that nobody filled, in bfloat16 on a CPU.
+# The least pixels of a side. With fewer than 16 or 17 a convolution of stride 2 sees maps one pixel
+# wide, of which torch 2.13 takes gradients from memory that nobody filled, in bfloat16 on a CPU.
 LEAST = {"small": 16, "resnet18": 32}
 KERNEL = 8  # of the first convolution of `small`
 # Of red, green and blue in ImageNet, which torchvision's weights were trained on.

@@ -395,6 +395,8 @@ def test_refusals(tmp_path):
     for nfe in (0, 101):
         with pytest.raises(BadInput, match=f"--nfe {nfe}: diffusion takes 1 to 100"):
             prepare(policy("diffusion"), nfe)
+    with pytest.raises(BadInput, match="--nfe 60: DDIM's steps of 1 would leave out more than a"):
+        prepare(policy("diffusion"), 60)
     for method in OTHERS:
         with pytest.raises(BadInput, match=f"a {method} policy acts by its sampler"):
             policy(method).act(batch()[0])

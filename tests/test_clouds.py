@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import mujoco
 import numpy as np
 import pytest
@@ -386,6 +387,15 @@ def test_adroit_demonstrations(tmp_path):
     np.testing.assert_allclose(episodes.obs["state"], d["qpos"][:100, 2:26], atol=1e-6)
     with pytest.raises(BadInput, match="has 25 episodes: cannot show 26"):
         experts.from_expert(HAMMER, 26, tmp_path / "z.npz", states=path)
+
+
+def test_fewer_states_than_actions_are_refused(tmp_path):
+    with h5py.File(tmp_path / "main_data.hdf5", "w") as f:
+        for e in range(2):
+            f[f"episode_{e}/actions"] = np.zeros((10, 26), np.float32)
+            f[f"episode_{e}/infos/qpos"] = np.zeros((10 - 4 * e, 33))
+    with pytest.raises(BadInput, match="/episode_1 has fewer states than actions"):
+        read_adroit(tmp_path / "main_data.hdf5")
 
 
 def fake_states(**change):

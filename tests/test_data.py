@@ -603,6 +603,12 @@ def test_info_of_minari(tmp_path, capsys):
     assert f"return {numbers} (min / mean / max)" in out
 
 
+def test_info_of_another_robots_data(capsys):
+    """Of equal sizes, but recorded elsewhere: training refuses it, and so does info."""
+    data.info(TASKS["halfcheetah"], ROOT / "demos" / "walker2d-medium")
+    assert "was recorded in Walker2d-v5: it is not halfcheetah data" in capsys.readouterr().out
+
+
 def test_info_by_observation(tmp_path, capsys):
     """A cloud by coordinate; of pictures only minimum, mean, maximum of all their values."""
     a = arm_arrays()
@@ -708,16 +714,16 @@ def test_places_that_cannot_be_looked_at(tmp_path, monkeypatch):
 
 
 def test_too_large_to_read(tmp_path, monkeypatch):
-    """The arrays of the task, and the index of their windows, count; --max-gb allows more."""
+    """The arrays of the task count, and the index of windows; --max-gb allows more."""
     path = tmp_path / "x.npz"
     save_npz(path, **good(), other=np.zeros((1000, 1000)))
     assert len(data.load(PUSHT, path, max_gb=5e-6)) == 2
     refused(lambda: data.load(PUSHT, path, max_gb=1e-6), "x.npz declares 2.128e-06 GB", "--max-gb")
-    size = 12 * 16 * 8 / 1e9
-    small = {"keypoint": np.ones((12, 9, 2), "u1"), "state": np.ones((12, 5), "u1")}
-    save_npz(path, **good(obs=None, action=np.ones((12, 2), "u1")), **small)
-    refused(lambda: data.load(PUSHT, path, max_gb=size - 1e-10), "1.536e-06 GB", "windows")
-    assert len(data.load(PUSHT, path, max_gb=size)) == 2
+    ep = episodes([40])
+    n = len(data.Windows(ep, 2, 32, 8))
+    size = n * 32 * 8 / 1e9
+    refused(lambda: data.Windows(ep, 2, 32, 8, max_gb=size - 1e-10), "windows", "--max-gb")
+    assert len(data.Windows(ep, 2, 32, 8, max_gb=size)) == n
 
 
 def test_info_of_a_bomb(tmp_path, monkeypatch, capsys):

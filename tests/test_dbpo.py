@@ -592,6 +592,7 @@ def test_pace_by_hand():
     """Slower above 1.5 times the target, faster below two thirds of it."""
     paces = [paced(2.0, kl, target_kl=0.03) for kl in (0.05, 0.044, 0.03, 0.021, 0.019)]
     assert paces == pytest.approx([2 / 1.3, 2, 2, 2, 2.6])
+    assert paced(90.0, 0.0, 0.03) == 100 and paced(0.011, 1.0, 0.03) == 0.01  # and no further
 
 
 # ---- the noise that a policy bears ---------------------------------------------------------------
@@ -614,7 +615,7 @@ def test_measured_noise_is_that_of_the_checkpoint(monkeypatch):
     policy = prepare(make_policy())
     task = replace(PUSHT, steps=16)
     sigma, why = noise_for(policy, task, 0.9, 2, workers=False)
-    assert SIGMAS[0] <= sigma <= SIGMAS[-1] and f"--sigma {sigma:.3g} costs" in why
+    assert SIGMAS[0] <= sigma <= SIGMAS[-1] and f"--sigma {sigma:.3g} " in why
     assert noise_for(policy, task, 0.9, 2, workers=False) == (sigma, why)
     chunks = torch.full((2000, 8, 2), 100.0)
     noise = (added(policy, 0.1, 0.9)(chunks) - chunks) / 256  # a normalised unit is 256 pixels

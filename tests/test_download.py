@@ -442,10 +442,10 @@ def test_a_full_disk_is_not_the_archives_fault(tmp_path, task, monkeypatch):
 
 def test_what_a_killed_download_left_is_deleted(tmp_path, task):
     to = tmp_path / "to"
-    (to / ".unpackxyz" / "pusht").mkdir(parents=True)
-    (to / "mine").mkdir()
+    (to / ".drift-unpack-xyz" / "pusht").mkdir(parents=True)
+    (to / ".unpacked-mine").mkdir()
     download.download(task, to)
-    assert sorted(p.name for p in to.iterdir()) == [".lock", "mine", NAME]
+    assert sorted(p.name for p in to.iterdir()) == [".lock", ".unpacked-mine", NAME]
 
 
 def test_two_downloads_at_once(tmp_path, task):

@@ -251,6 +251,20 @@ def test_large_videos_are_decoded_once(copied, monkeypatch):
     assert np.abs(read(folder)["top"][19:].astype(int) - first[19:]).mean() > 20
 
 
+def test_a_cache_is_of_the_frames_times(copied):
+    """Which frames a row has is told by times that stand beside the videos."""
+    info = lerobot_format.read_info(copied("h264"))
+    top = next(f for f in info.features.values() if f.dtype == "video")
+    episodes = lerobot_format.read_episodes(info, [top])
+    times = np.arange(info.N) / info.fps
+    key = lerobot_format.pictures_key(info, episodes, top, times)
+    assert key == lerobot_format.pictures_key(info, episodes, top, times)
+    assert key != lerobot_format.pictures_key(info, episodes, top, times + 0.1)
+    name = f"videos/{top.key}/from_timestamp"
+    later = {**episodes, name: episodes[name] + 5}
+    assert key != lerobot_format.pictures_key(info, later, top, times)
+
+
 # ---- as the data of a task -----------------------------------------------------------------------
 
 

@@ -148,6 +148,22 @@ def test_a_damaged_cache_is_made_again(tmp_path, capsys, name):
     assert str(path) in line and words in line and line.endswith(": it is made again")
 
 
+def test_pictures_are_those_of_the_file_that_was_checked(tmp_path, monkeypatch):
+    """Whatever another process puts in its place between the check and the mapping."""
+    keep(tmp_path / "x.npz", Maker())
+    real = pictures.fault
+
+    def replaced(file, *how):
+        wrong = real(file, *how)
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "fault", real)
+            keep(tmp_path / "x.npz", Maker(255 - film()), key="another")
+        return wrong
+
+    monkeypatch.setattr(pictures, "fault", replaced)
+    np.testing.assert_array_equal(keep(tmp_path / "x.npz", Maker()), film())
+
+
 def test_a_cache_of_other_data_is_made_again(tmp_path):
     keep(tmp_path / "x.npz", Maker())
     other = film(seed=1)

@@ -123,7 +123,7 @@ def test_the_two_commands_come_first():
     assert first == [
         "pip install -r requirements.txt && python dbp_train.py --task pusht --K 4 --temp 0.2",
         "pip install -r requirements.txt && python -m pytest",
-        "python dbpo_ppo.py --init ckpt.pt",
+        "python dbpo_ppo.py --init runs/pusht-dbp-seed0/ckpt.pt",
     ]
 
 

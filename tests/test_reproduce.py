@@ -1,6 +1,7 @@
 """reproduce.py: runs that are not made twice, tables that grow row by row, what is missing."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import dbp_flags
+import dbp_train
 import reproduce
 import reproduce_pusht
 import reproduce_runs
 import reproduce_suites
-from commands import BadInput
+from commands import BadInput, flags_of
 from conftest import ROOT
 from data import Windows, load
 from envs import TASKS
@@ -87,9 +90,10 @@ def test_methods(run, pusht, demos, tmp_path):
     """Every method and number of evaluations becomes a row, once; `efficiency` reads the logs."""
     flags = ["--methods", "dbp", "bc", "--steps", 2, *pusht]
     text = run("pusht", *flags)
-    assert "dbp_train.py" in text and "| bc, 1 NFE |" in text and "| 0.870 |" in text
+    assert "dbp_train.py" in text and "| bc, 1 NFE-trial |" in text and "| 0.870 |" in text
     rows = read(tmp_path / "results" / "pusht_methods.csv")
-    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("dbp, 1 NFE", 1), ("bc, 1 NFE", 1)]
+    settings = ["dbp, 1 NFE-trial", "bc, 1 NFE-trial"]  # other data, a smaller batch
+    assert [(r["setting"], float(r["nfe"])) for r in rows] == [(name, 1) for name in settings]
     assert all(float(r["jerk"]) > 0 and r["date"] and r["commit"] for r in rows)
     assert [r["length"] for r in rows] == ["2 steps", "2 steps"]
     assert float(rows[0]["diversity"]) > 0 and rows[1]["diversity"] == ""
@@ -113,20 +117,20 @@ def test_ablation_of_another_length_is_not_mixed_in(run, pusht, tmp_path):
     # chunk is K 4's run under another name, so `ablate K` does not train it again
     flags[flags.index("chunk")] = "K 4"
     text = run("ablate", "K", *flags, 2)
-    assert "dbp_train.py" not in text and "| K 4 |" in text
+    assert "dbp_train.py" not in text and "| K 4-trial |" in text
 
 
 def test_ablation_beyond(run, pusht, tmp_path):
     """Named settings alone; other data and unknown or removed settings are refused."""
     flags = ["ablate", "beyond", *pusht, "--steps", 2, "--start-seed", 200000, "--demos"]
     text = run(*flags, 2, "--settings", "memory 16")
-    assert "| memory 16 |" in text and "spread 1" not in text
-    out = tmp_path / "runs" / "pusht-memory16-steps2-dims8-dims16-seed0"
+    assert "| memory 16-trial |" in text and "spread 1" not in text
+    out = tmp_path / "runs" / "pusht-memory16-steps2-dims8-dims16-seed0-trial"
     assert json.loads((out / "flags.json").read_text())["flags"]["memory"] == 16
     (row,) = read(tmp_path / "results" / "ablate_beyond.csv")
     assert row["start_seed"] == "200000"
-    with pytest.raises(BadInput, match="--demos 2.*--out"):
-        run(*flags, 1, "--settings", "memory 16")
+    with pytest.raises(BadInput, match="holds a run with other --demos: give the same, or another"):
+        run(*flags, 1, "--settings", "memory 16", "--results", tmp_path / "others")
     with pytest.raises(BadInput, match="temp-start 4.*spread 1"):
         run(*flags, 2, "--settings", "temp-start 4")
 
@@ -166,6 +170,13 @@ def test_a_damaged_table_is_told_before_the_work(pusht, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def flags_json(out, flags):
+    """Write the flags.json of a run of dbp_train.py on Push-T."""
+    args = dbp_train.parse(["--task", "pusht", *flags])
+    dbp_flags.resolve(args)
+    (out / "flags.json").write_text(json.dumps({"flags": flags_of(args)}))
+
+
 @pytest.mark.parametrize(
     "log, told",
     [
@@ -177,6 +188,7 @@ def test_a_damaged_table_is_told_before_the_work(pusht, tmp_path):
 def test_a_damaged_log_is_told(tmp_path, log, told):
     """Of a run that is finished, and so is not made again."""
     (tmp_path / "log.csv").touch()
+    flags_json(tmp_path, [])
     if log is not None:
         (tmp_path / "log.jsonl").write_bytes(log)
     with pytest.raises(BadInput, match=told):
@@ -185,13 +197,25 @@ def test_a_damaged_log_is_told(tmp_path, log, told):
 
 @pytest.mark.parametrize(
     "text",
-    [None, b"\xff", b"{", b"[]", b"5", b"{}", b'{"flags": {"data": null}}', b'{"flags": 3}'],
+    [
+        *(None, b"\xff", b"{", b"[]", b"5", b"{}", b'{"flags": 3}', b'{"flags": null}'),
+    ],
 )
 def test_damaged_flags_are_told(tmp_path, text):
     if text is not None:
         (tmp_path / "flags.json").write_bytes(text)
     with pytest.raises(BadInput, match="flags.json is damaged or missing: move the folder away"):
-        reproduce_pusht.check_same_data(tmp_path, None)
+        reproduce_runs.check_same("dbp_train.py", tmp_path, [])
+
+
+def test_a_finished_run_counts_for_its_own_flags_alone(tmp_path):
+    """Files of data may have moved, and what changes no weight may differ."""
+    flags_json(tmp_path, ["--data", "there/x.npz", "--dims", "8", "16"])
+    same = ["--data", "here/x.npz", "--dims", 8, 16, "--threads", 1, "--K", 4]  # its default
+    reproduce_runs.check_same("dbp_train.py", tmp_path, same)
+    for change in (["--dims", 8, 8], ["--batch", 4], ["--data", "here/y.npz"], ["--demos", 3]):
+        with pytest.raises(BadInput, match=f"holds a run with other {change[0]}"):
+            reproduce_runs.check_same("dbp_train.py", tmp_path, [*same, *change])
 
 
 def test_a_run_that_another_process_makes_is_told(pusht, tmp_path, capfd):
@@ -200,7 +224,7 @@ def test_a_run_that_another_process_makes_is_told(pusht, tmp_path, capfd):
         "import files, sys, time; lock = files.Lock(sys.argv[1]); print(1, flush=True); "
         "time.sleep(60)"
     )
-    out = tmp_path / "runs" / "pusht-bc-steps2-dims8-dims16-seed0"
+    out = tmp_path / "runs" / "pusht-bc-steps2-dims8-dims16-seed0-trial"
     out.mkdir(parents=True)
     holder = subprocess.Popen(
         [sys.executable, "-c", code, out / ".lock"], cwd=ROOT, stdout=subprocess.PIPE
@@ -295,13 +319,13 @@ def test_suites(run, tmp_path):
     assert "--task blockpush-delta" in text
     (row,) = read(tmp_path / "results" / "suites.csv")
     told = [row[k] for k in ("task", "setting", "length", "demos", "episodes")]
-    assert told == ["blockpush-delta", "delta", "2 steps", "3", "2"]
+    assert told == ["blockpush-delta", "delta-trial", "2 steps", "3", "2"]
     assert float(row["p1"]) >= float(row["p2"]) and row["p3"] == ""
     assert sum(float(m.split(":")[1]) for m in row["modes"].split()) == pytest.approx(1)
     assert "dbp_train.py" not in run(*flags, "--settings", "delta")
     run(*flags, "--settings", "bc")
     rows = read(tmp_path / "results" / "suites.csv")
-    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("delta", 1), ("bc", 1)]
+    assert [(r["setting"], float(r["nfe"])) for r in rows] == [("delta-trial", 1), ("bc-trial", 1)]
 
 
 def test_suites_record_what_does_not_ship(tmp_path, monkeypatch):
@@ -331,6 +355,10 @@ def test_list(run, tmp_path):
 
 def tiny_queue(demos, monkeypatch, names=("bc", "dbp")):
     """A queue of two runs of 2 steps each, the second scored on two sets of starts."""
+    folder = demos.parent / "drift-data"
+    folder.mkdir()
+    shutil.copy(demos, folder / TASKS["pusht"].data[-1])
+    monkeypatch.setenv("DRIFT_DATA", str(folder))
     starts = (Starts(episodes=1, first_seed=7), Starts(episodes=1, first_seed=9))
     chosen = tuple(
         replace(
@@ -338,7 +366,7 @@ def tiny_queue(demos, monkeypatch, names=("bc", "dbp")):
             budget=Budget(2, "steps"),
             nfe=(1,),
             starts=starts[: 1 + (name == "dbp")],
-            command=f"python reproduce.py pusht --steps 2 --data {demos} --batch 4 --eval-every 0",
+            command="python reproduce.py pusht --steps 2 --eval-every 0",
         )
         for name in names
     )

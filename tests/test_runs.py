@@ -199,7 +199,7 @@ def test_seeds_are_averaged_where_all_have_a_score():
     a = [{"step": 100, "score": 0.2}, {"step": 200, "score": 0.6}]
     b = [{"step": 100, "score": 0.4}]
     assert runs.mean_scores([a, b], "step") == ([100], [pytest.approx(0.3)])
-    assert [runs.setting_of(name) for name in ("dbp-seed0", "dbp_seed12", "dbp", "seed1")] == [
+    assert [runs.without_seed(name) for name in ("dbp-seed0", "dbp_seed12", "dbp", "seed1")] == [
         "dbp",
         "dbp",
         "dbp",
@@ -226,7 +226,8 @@ def test_command(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["none"], "there are no scores in none"),
+        (["none"], "none is not a run folder: it has no log.jsonl"),
+        (["a-seed1", "./a-seed1"], "two of the run folders are called a-seed1: rename one"),
         (["a-seed1", "--line", "0.87"], "--line 0.87: give LABEL=SCORE"),
     ],
 )

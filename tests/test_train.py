@@ -647,6 +647,19 @@ def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
     assert steps == list(range(50, 201, 50))
 
 
+def test_resume_knows_its_demonstrations(tmp_path, quick, capsys):
+    """A copy of the file will do; other demonstrations of the same size will not."""
+    write_demos(tmp_path / "one.npz")
+    write_demos(tmp_path / "two.npz", seed=1)
+    shutil.copy(tmp_path / "one.npz", tmp_path / "copy.npz")
+    train("--data", tmp_path / "one.npz", "--steps", 2, "--out", tmp_path / "r")
+    (tmp_path / "r" / "log.csv").unlink()
+    with pytest.raises(SystemExit):
+        train("--data", tmp_path / "two.npz", "--steps", 2, "--out", tmp_path / "r", "--resume")
+    assert "was begun with other demonstrations: give them by --data" in capsys.readouterr().err
+    train("--data", tmp_path / "copy.npz", "--steps", 2, "--out", tmp_path / "r", "--resume")
+
+
 class Killed(BaseException):
     """A kill, as far as one process can play it."""
 

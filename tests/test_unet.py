@@ -69,6 +69,14 @@ def test_horizon_that_cannot_be_halved_is_refused(T_p):
         small()(torch.randn(2, T_p, 3), torch.randn(2, 5))
 
 
+def test_a_network_that_cannot_normalise_is_refused():
+    """One step and one channel a group: there would be nothing to normalise."""
+    with pytest.raises(ValueError, match="one number to each group"):
+        small(dims=(8, 8, 8)).check_horizon(4)
+    small(dims=(8, 8, 16)).check_horizon(4)
+    small(dims=(8, 8, 8)).check_horizon(8)
+
+
 @pytest.mark.parametrize("dims", [(12, 16), (16, 20), (0, 8), (-8,), ()])
 def test_channels_off_the_group_size_are_refused(dims):
     with pytest.raises(ValueError, match="multiple of 8"):
