@@ -62,7 +62,10 @@ def open_hdf5(path):
 
     file = minari_file(path)
     if file is None or not file.is_file():
-        raise BadInput(f"{file or path} is missing: of Minari's formats only HDF5 is read")
+        raise BadInput(
+            f"{file or path} is missing, or is not a Minari data set (data/{MAIN}): of its formats "
+            "only HDF5 is read"
+        )
     with (
         refusing(f"{file} is not HDF5 of Minari or robomimic, or is damaged: {AGAIN}"),
         h5py.File(file, "r") as f,
