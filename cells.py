@@ -16,7 +16,7 @@ RECORDED = {
     "bench_train_image.json": "commit 30239c9, 2026-11-26",
     "bench_infer_image.json": "commit 30239c9, 2026-11-26",
     "bench_infer_onnx.json": "commit 30239c9, 2026-11-26",
-    "robot_run.json": "commit a45be49, 2026-11-26",
+    "robot_run.json": "commit 84451e7, 2026-11-26",
     "bench_clouds.json": "commit 919df30, 2026-11-23",
     "bench_clouds_assembly.json": "commit 919df30, 2026-11-23",
 }
