@@ -59,7 +59,7 @@ def stage2_noise(results):
     files = ("pusht_dbpo.csv", "locomotion_dbpo.csv")
     rows = [r for name in files for r in results.rows(name)]
     noisy = [{**r, "score": r["noisy"]} for r in rows if r.get("noisy")]
-    runs = dict.fromkeys(r["run"] for r in noisy)
+    runs = [r for r in dict.fromkeys(r["run"] for r in noisy) if "-averaged-" not in r]
     kinds = list(dict.fromkeys(run.rsplit("-seed", 1)[0] for run in runs))
     if not kinds:
         return None
