@@ -203,7 +203,8 @@ def infer(args):
         refuse_flags(args, ["compile", "task"], "--onnx")
         args.device = "cpu"
         return onnx_rows(args)
-    task = task_named(args.task or "pusht")
+    args.task = args.task or "pusht"
+    task = task_named(args.task)
     rows = {}
     for size, dims in (("small", SMALL_DIMS), ("paper", PAPER_DIMS)):
         if not has_cameras(task):

@@ -281,10 +281,10 @@ class Training:
     def restore(self):
         """Go on from state.pt and the ckpt.pt of its step. Raises BadInput if they are damaged."""
         args = self.args
-        needs = {"step", "total", "minutes", "data", "snapshots", "sums", "moments"}
+        needs = {"step", "total", "minutes", "snapshots", "sums", "moments"}
         with restoring(args.out):
             state = load_state(args, args.device, needs, FREE_ON_RESUME)
-            if state["data"] != self.data:
+            if state.get("data", self.data) != self.data:  # older states do not tell
                 raise BadInput(
                     f"{args.out} was begun with other demonstrations: give them by --data"
                 )

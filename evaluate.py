@@ -425,6 +425,8 @@ def main():
             show=(args.show or 8) if args.video else 0,
         )
     except NotImplementedError as e:  # gymnasium's own render() of an environment that has none
+        if not args.video:
+            raise
         raise BadInput(f"{task.name} has no render(): leave out --video") from e
     if args.json:
         about = {"ckpt": source, "seed": args.seed, "start_seed": args.start_seed}

@@ -28,7 +28,7 @@ LARGEST = 2**24  # bytes of a table or of a JSON file
 MAX_GB = 4  # the arrays that are read from one file, unless --max-gb allows more
 NUMBERS = "fiu"  # the letters of numpy's dtype.kind for floats and integers
 AGAIN = "copy or download the data again"
-PICTURES = {
+ENDINGS = {
     "png": ".png",
     "video": ".gif",
     "json": ".json",
@@ -68,7 +68,7 @@ def check_output(args, *names):
         if path is None:
             continue
         what = f"{spelled(name)} {path}"
-        ending = PICTURES.get(name, "")
+        ending = ENDINGS.get(name, "")
         if os.path.isdir(path):
             raise BadInput(f"{what} is a folder: name a file in it")
         if not str(path).endswith(ending) and not is_device(path):

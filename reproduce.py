@@ -24,7 +24,7 @@ from evaluate import START_SEED
 from experiments import ABLATIONS, CLOUDS, COMPARED, CONVERGING, EXPERIMENTS, QUEUE
 from files import Lock, check_folder, check_output
 from reproduce_clouds import pointcloud, survey
-from reproduce_pusht import ablate, efficiency, multimodal, pusht
+from reproduce_pusht import FORK_STEPS, ablate, efficiency, multimodal, pusht
 from reproduce_runs import HERE, given
 from reproduce_stage2 import stage2, stage2_names
 from reproduce_suites import SCENES, suites
@@ -205,7 +205,11 @@ def add_training(p, episodes):
         p.add_argument("--episodes", type=int, default=episodes, help="episodes of an evaluation")
         p.add_argument("--batch", type=int, default=32, help="observations a step, B")
     p.add_argument(
-        "--dims", nargs="+", default=["auto"], metavar="C", help="U-Net channels; see dbp_train.py"
+        "--dims",
+        nargs="+",
+        default=["auto"],
+        metavar="C",
+        help="U-Net channels; auto: those that dbp_train.py takes on a CPU, on a GPU, too",
     )
     p.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
     p.add_argument("--threads", type=int, help="CPU threads")
@@ -259,7 +263,7 @@ def add_pusht(sub):
         )
         if run is multimodal:
             p.add_argument(
-                "--fork-steps", type=int, default=1500, help="optimiser steps at the toy fork"
+                "--fork-steps", type=int, default=FORK_STEPS, help="optimiser steps at the toy fork"
             )
         add_training(p, episodes=50)
         add_lengths(p, minutes=15, demos=None, eval_every=1000)
@@ -325,6 +329,7 @@ def add_suites(sub):
         help="those settings alone, such as dbp or 'K 4'; all of the tasks' if not given",
     )
     add_training(p, episodes=50)
+    p.set_defaults(batch=None)  # the suite's own
     p.add_argument("--steps", type=int, help="optimiser steps; the table's if not given")
     p.add_argument("--demos", type=int, help="demonstrations; the table's number if not given")
 

@@ -81,13 +81,13 @@ def pointcloud_run(experiment, seed, args):
     flags += ["--eval-every", max(round(args.every * per_epoch), 1)]
     flags += ["--dims", *network_of(args, task.T_p)]
     flags += given(args, "device", "threads", "one_process")
-    is_trial = (args.demos != experiment.demos, args.batch != BATCH)
-    out = Path(args.out, trial(f"{task.name}-epochs{epochs:g}-seed{seed}", *is_trial))
+    other = changed(experiment, args)
+    out = Path(args.out, trial(f"{task.name}-epochs{epochs:g}-seed{seed}", *other))
     rows = finished("dbp_train.py", out, *flags)
     scores = values(rows, "score")
     best = sorted(scores)[-args.top :]
     row = {
-        "task": trial(task.name, *is_trial),
+        "task": trial(task.name, *other),
         "group": CLOUDS[task.name],
         "seed": seed,
         "last": scores[-1],
@@ -107,6 +107,12 @@ def pointcloud_run(experiment, seed, args):
         f"{len(scores)} evaluations {np.mean(best):.2f}",
         flush=True,
     )
+
+
+def changed(experiment, args):
+    """Whether demonstrations, batch and episodes are others than the table's."""
+    starts = experiment.starts[0]
+    return args.demos != experiment.demos, args.batch != BATCH, args.episodes != starts.episodes
 
 
 # ---- every point-cloud task once ----------------------------------------------------------------

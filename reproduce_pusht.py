@@ -28,6 +28,7 @@ from reproduce_runs import (
 from tables import at, merge, read, select, setting_of
 
 BATCH = 32  # observations a step, of all experiments on Push-T
+FORK_STEPS = 1500  # optimiser steps at the toy fork
 
 
 def pusht_run(experiment, seed, args):
@@ -105,7 +106,8 @@ def efficiency(args):
                 row["epochs"] = round(r["step"] / per_epoch, 2)
                 row |= {k: r[k] for k in ("step", "minutes", "score")}
                 rows.append(row)
-    table = Path(args.results, "efficiency.csv")
+    changed = (is_trial(experiment, args) for experiment in chosen)
+    table = Path(args.results, trial("efficiency", *changed)).with_suffix(".csv")
     merge(table, rows, ("method", "seed"))
     print(f"{table}: {len(rows)} evaluations")
 
@@ -141,11 +143,13 @@ def chosen_settings(experiments, args):
 
 def multimodal(args):
     """Share of modes each method covers: at the toy fork, and at Push-T's symmetric states."""
-    table = Path(args.results, MULTIMODAL[0].result)
     rows = []
     plans = {}
     drawn_runs = []  # what the picture shows: the first seed of each method
     chosen = [e for e in MULTIMODAL if e.name in args.methods]
+    changed = [is_trial(experiment, args) for experiment in chosen]
+    name = trial("multimodal", *changed, args.fork_steps != FORK_STEPS)
+    table = Path(args.results, f"{name}.csv")
     for experiment, seed in itertools.product(chosen, args.seeds):
         found, drawn = modes_of(experiment, seed, args)
         rows += [{**row, **about()} for row in found]
@@ -154,8 +158,8 @@ def multimodal(args):
             steps = pusht_run(experiment, seed, args)[1][-1]["step"]
             drawn_runs.append({"method": experiment.name, "seed": seed, "steps": steps, **about()})
     merge(table, rows, ("task", "setting", "seed"))
-    merge(table.with_name("multimodal_plans.csv"), drawn_runs, ("method",))
-    drawn = table.with_name("multimodal_plans.npz")
+    merge(table.with_name(f"{name}_plans.csv"), drawn_runs, ("method",))
+    drawn = table.with_name(f"{name}_plans.npz")
     before = modes.load_plans(drawn) if drawn.exists() else {}
     modes.save_plans(drawn, before | plans)
     print(modes_table(rows, args.methods))

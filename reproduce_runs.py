@@ -61,7 +61,8 @@ def finished(script, out, *flags):
 def check_same(script, out, flags):
     """Refuse a finished run that was made with other flags. Raises BadInput.
 
-    Files may have moved: of --data the name alone is compared, of --init nothing.
+    Files may have moved: of --data the name alone is compared, of --init nothing. What changes no
+    weight, such as --episodes, may differ.
     """
     try:
         was = dict(json.loads(read_bytes(out / "flags.json"))["flags"])

@@ -207,8 +207,9 @@ def model_files(demos, file, max_gb):
 
 
 def at_a_time(demos, name):
-    """How many pictures of a camera are unpacked at a time: no chunk of the file is twice."""
-    return max([BLOCK, *(demo[name].chunks[0] for demo in demos if demo[name].chunks)])
+    """How many pictures of a camera are unpacked at a time: whole chunks, at least BLOCK."""
+    chunk = max([demo[name].chunks[0] for demo in demos if demo[name].chunks], default=1)
+    return -(-BLOCK // chunk) * chunk
 
 
 def robomimic_blocks(demos, name):

@@ -102,6 +102,8 @@ def by_person(task, args, arms, cameras, cell, typed, cap=None, pressed=always):
     while kept < args.episodes:
         go_home(arms, cell, pressed=pressed)
         typed()  # what was typed while nobody looked
+        if cap:
+            cap.keys()
         episode = teleoperated(
             task, args.action_hz, arms, cameras, cell, typed, cap, pressed=pressed
         )

@@ -32,7 +32,7 @@ def add_robot(c):
         "--switch",
         metavar="HOW",
         help="the operator's dead-man switch: keyboard, none, or a pedal's /dev/input/eventN; "
-        "keyboard for ur5 and none for the twin if not given",
+        "keyboard for ur5 and none for the twin if not given; `record` takes a pedal or none",
     )
 
 

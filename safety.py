@@ -27,8 +27,7 @@ BESIDE = {"ur5": (0.136, 0.016), "ur5e": (0.138, 0.007)}
 SAMPLES = (2, 5, 2, 5, 2, 2, 3)  # points on each line of `skeleton` whose distances are looked at
 
 POSITIVE = (  # fields of a Cell
-    *("speed", "acceleration", "home_speed", "apart"),
-    *("small_angle", "small_distance", "small_speed"),
+    *("speed", "acceleration", "home_speed", "apart", "small_speed"),
 )
 LARGEST = {"speed": 2 * math.pi, "home_speed": 1.0, "small_speed": 5.0}
 
@@ -111,6 +110,8 @@ def fits_cell(name, value, shape):
     array = np.array(value, float)
     if name in POSITIVE:
         return bool(0 < array <= LARGEST.get(name, math.inf))
+    if name in ("small_angle", "small_distance"):
+        return bool(array >= 0)
     if name in ("joints", "boxes"):  # low before high
         low, high = np.moveaxis(array, -1 if name == "joints" else -2, 0)
         return bool((low < high).all())
@@ -200,7 +201,7 @@ def nearest(left, right):
     """The smallest distance of points (n, L, 3) to points (n, R, 3): (n,).
 
     By |l|^2 + |r|^2 - 2 l r, in a third of the time that the differences take. Two lines are nearer
-    than the points on them, here by less than 1 cm.
+    than the points on them, here by less than 2 cm.
     """
     squares = (left**2).sum(-1)[:, :, None] + (right**2).sum(-1)[:, None]
     squares = squares - 2 * left @ right.swapaxes(1, 2)

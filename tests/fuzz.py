@@ -323,13 +323,11 @@ def still(module):
 
 
 def read_flags(folder):
-    """What reads flags.json: reproduce.py, before it goes on with a run."""
-    import reproduce
-    import reproduce_pusht
+    """What reads flags.json: reproduce.py, before it counts a run as finished."""
+    import reproduce_runs
 
-    data = folder.parent / "files" / "tiny" / "demos.npz"
-    args = reproduce.parse(["pusht", "--data", str(data), "--batch", "8"])
-    yield lambda: reproduce_pusht.check_same_data(folder / "run", args)
+    flags = run_flags(folder.parent / "files" / "tiny", 1, folder / "run")
+    yield lambda: reproduce_runs.check_same("dbp_train.py", folder / "run", flags)
 
 
 def read_logs(folder):
@@ -339,9 +337,10 @@ def read_logs(folder):
     import runs
 
     out = folder / "run"
+    flags = run_flags(folder.parent / "files" / "tiny", 2, out)
 
     def finished():
-        log = reproduce_runs.finished("dbpo_ppo.py", out)
+        log = reproduce_runs.finished("dbpo_ppo.py", out, *flags)
         reproduce_runs.values(log, "minutes")
         reproduce_stage2.add_curve(folder / "curve.csv", "run", log)
 

@@ -194,6 +194,12 @@ def test_diffusion_finds_the_chunk(steps):
     assert len(hand.calls) == steps
 
 
+@pytest.mark.parametrize("steps, first", [(100, 99), (50, 98), (10, 90), (5, 99), (2, 99), (1, 99)])
+def test_diffusion_begins_where_a_chunk_is_noise(steps, first):
+    """As Diffusion Policy's DDIM does, unless that would begin later than at step 90."""
+    assert scheduler(steps).timesteps[0] == first
+
+
 # ---- MeanFlow ------------------------------------------------------------------------------------
 
 

@@ -764,6 +764,23 @@ def no_picture(monkeypatch):
     monkeypatch.setattr(dbpo_ppo, "curves", lambda *a, **kw: None)
 
 
+def test_the_pace_of_single_steps_stays(tmp_path, init, no_picture):
+    """The KL is that before each step, so 0 where there is one: it says nothing of the pace."""
+    flags = ["--num-envs", 2, "--num-steps", 2, "--minibatch-size", 4, "--update-epochs", 1]
+    ppo("--init", init, *SMALL, *flags, "--num-iterations", 10, "--out", tmp_path / "r")
+    rates = [row["lr"] for row in read_log(tmp_path / "r") if "lr" in row]
+    assert len(rates) == 10 and max(rates) <= 5e-5
+
+
+def test_a_longer_run_is_compared_anew(tmp_path, init, no_picture):
+    ppo("--init", init, *SMALL, "--num-iterations", 1, "--out", tmp_path / "r")
+    ppo(*SMALL, "--num-iterations", 2, "--out", tmp_path / "r", "--resume")
+    log = read_log(tmp_path / "r")
+    assert [row["step"] for row in log if "final_score" in row] == sorted(
+        {row["step"] for row in log if row.get("iteration", 0) >= 1}
+    )
+
+
 @pytest.mark.parametrize("name", ["pusht", "hopper"])
 def test_killed_and_resumed(tmp_path, name, no_picture):
     """SIGKILL in mid-episode, then --resume: all equals an unbroken run bit for bit."""

@@ -609,9 +609,9 @@ def test_the_space_bar_is_a_switch():
 
 
 def test_nothing_begins_before_the_switch_is_pressed():
-    asked = iter([False, False, True, False])
+    asked = iter([False, False, True, True])
     pressed = robot_switch.begun(lambda: next(asked))
-    assert not pressed(), "it was not waited for"
+    assert pressed(), "it was not waited for"
 
 
 def test_a_pedal_is_a_switch(tmp_path):

@@ -315,8 +315,15 @@ def test_lines_of_the_gripper(served):
 @pytest.mark.parametrize(
     "line",
     [
-        *("nonsense", "nonsense 0", "stall 2 1", "stall 0 x", "close 0 x", "scaling 0", "reset x"),
-        *("mode 0 99999999999", "protective 0 99999999999"),
+        "nonsense",
+        "nonsense 0",
+        "stall 2 1",
+        "stall 0 x",
+        "close 0 x",
+        "scaling 0",
+        "reset x",
+        "mode 0 99999999999",
+        "protective 0 99999999999",
     ],
 )
 def test_a_line_that_makes_no_sense_is_answered(served, line):
