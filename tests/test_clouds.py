@@ -438,7 +438,7 @@ def test_states_are_looked_for(tmp_path, monkeypatch):
         HAMMER.count_states(tmp_path / "nowhere.npz")
     minari = tmp_path / "minari" / "D4RL" / "hammer" / "expert-v2"
     minari.mkdir(parents=True)
-    with pytest.raises(BadInput, match="expert-v2 is not a Minari data set"):
+    with pytest.raises(BadInput, match="expert-v2 is missing, or is not a Minari data set"):
         HAMMER.count_states(None)
     save_npz(tmp_path / "data" / "adroit" / "hammer.npz", **fake_states())
     assert HAMMER.count_states(None) == (tmp_path / "data" / "adroit" / "hammer.npz", 2)
