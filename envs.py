@@ -25,6 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
+from gymnasium import Env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
@@ -412,6 +413,11 @@ def list_tasks():
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
+def has_picture(env):
+    """Whether an environment has a render() of its own: gymnasium's raises an error."""
+    return Env.render not in (type(env).render, type(env.unwrapped).render)
+
+
 def what_the_policy_sees(task, seed):
     """A figure of a task at a start: the scene, and every observation."""
     from matplotlib.figure import Figure
@@ -426,9 +432,9 @@ def what_the_policy_sees(task, seed):
     figure.suptitle(f"{task.name}, start seed {seed}")
     scene = figure.add_subplot(1, panels, 1)
     scene.set(xticks=[], yticks=[], title="the scene")
-    try:
+    if has_picture(env):
         scene.imshow(env.render())
-    except NotImplementedError:  # gymnasium's own render() of an environment that has none
+    else:
         scene.set(title="the scene: there is no render()")
     for i, name in enumerate(cameras):
         axes = figure.add_subplot(1, panels, 2 + i)

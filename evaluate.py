@@ -34,7 +34,7 @@ from commands import (
     cli,
     refuse_flags,
 )
-from envs import closing, make_vec, task_named
+from envs import closing, has_picture, make_env, make_vec, task_named
 from export import OnnxPolicy
 from files import atomic, check_output
 from policy import Policy
@@ -413,21 +413,20 @@ def main():
         if policy.method == "bc":
             raise BadInput("--z-scale: regression acts without a latent, leave it out")
         policy.z_scale = args.z_scale
-    try:
-        result, r = evaluate(
-            policy,
-            task,
-            args.episodes,
-            start_seed=args.start_seed,
-            one_start=args.one_start,
-            seed=args.seed,
-            workers=not args.one_process,
-            show=(args.show or 8) if args.video else 0,
-        )
-    except NotImplementedError as e:  # gymnasium's own render() of an environment that has none
-        if not args.video:
-            raise
-        raise BadInput(f"{task.name} has no render(): leave out --video") from e
+    if args.video:
+        with make_env(task) as env:
+            if not has_picture(env):
+                raise BadInput(f"{task.name} has no render(): leave out --video")
+    result, r = evaluate(
+        policy,
+        task,
+        args.episodes,
+        start_seed=args.start_seed,
+        one_start=args.one_start,
+        seed=args.seed,
+        workers=not args.one_process,
+        show=(args.show or 8) if args.video else 0,
+    )
     if args.json:
         about = {"ckpt": source, "seed": args.seed, "start_seed": args.start_seed}
         about |= {"one_start": args.one_start, "raw": args.raw}

@@ -24,7 +24,7 @@ from baselines import prepare
 from commands import START_SEEDS, BadInput, Parser, above_zero, check_seed, cli, refuse_flags
 from data import load
 from drift import SELF_MASK, affinity, coefficients, drift, reference_pool
-from envs import TASKS, make_env, task_named
+from envs import TASKS, has_picture, make_env, task_named
 from evaluate import START_SEED, evaluate, stages_in, told_of_modes
 from files import atomic, check_folder
 from modes import row_label
@@ -173,10 +173,7 @@ def draw_task(axes, task):
     """The scene of a task at a start; for a cloud, a pale picture and the points on it."""
     env = make_env(task)
     obs, _ = env.reset(seed=START_SEED)
-    try:
-        picture = env.render()
-    except NotImplementedError:  # gymnasium's own, of an environment that has none
-        picture = np.full((SIDE, SIDE, 3), 255.0)
+    picture = env.render() if has_picture(env) else np.full((SIDE, SIDE, 3), 255)
     size = len(picture)
     if "points" in obs:
         grey = np.broadcast_to(picture.mean(-1, keepdims=True), picture.shape)

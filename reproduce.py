@@ -25,7 +25,7 @@ from experiments import ABLATIONS, CLOUDS, COMPARED, CONVERGING, EXPERIMENTS, QU
 from files import Lock, check_folder, check_output
 from reproduce_clouds import pointcloud, survey
 from reproduce_pusht import FORK_STEPS, ablate, efficiency, multimodal, pusht
-from reproduce_runs import HERE, given
+from reproduce_runs import BATCH, HERE, given
 from reproduce_stage2 import stage2, stage2_names
 from reproduce_suites import SCENES, suites
 from tables import read, select, setting_of
@@ -203,7 +203,7 @@ def add_training(p, episodes):
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     if episodes:
         p.add_argument("--episodes", type=int, default=episodes, help="episodes of an evaluation")
-        p.add_argument("--batch", type=int, default=32, help="observations a step, B")
+        p.add_argument("--batch", type=int, default=BATCH, help="observations a step, B")
     p.add_argument(
         "--dims",
         nargs="+",

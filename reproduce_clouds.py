@@ -22,6 +22,7 @@ from files import atomic
 from formats import read as read_arrays
 from report import summary
 from reproduce_runs import (
+    BATCH,
     HERE,
     about,
     dims_of,
@@ -36,7 +37,6 @@ from tables import merge, read
 from task_clouds import run_script
 
 EXPERT_SEED = 1_000_000  # the first start seed of demonstrations
-BATCH = 32  # observations a step, of all experiments on point clouds
 TRIAL_SEED = 3_000_000  # the first start seed of those that scripted policies are tried at
 
 

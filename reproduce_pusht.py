@@ -15,6 +15,7 @@ from experiment_row import Starts
 from experiments import ABLATE_COST, ABLATIONS, MULTIMODAL, PUSHT, PUSHT_CONVERGED
 from policy import Policy
 from reproduce_runs import (
+    BATCH,
     about,
     budget_of,
     dims_of,
@@ -27,7 +28,6 @@ from reproduce_runs import (
 )
 from tables import at, merge, read, select, setting_of
 
-BATCH = 32  # observations a step, of all experiments on Push-T
 FORK_STEPS = 1500  # optimiser steps at the toy fork
 
 

@@ -27,6 +27,7 @@ from tables import Row
 from timing import timed
 
 HERE = Path(__file__).parent
+BATCH = 32  # observations a step, of all experiments but the suites
 TRAINERS = {  # the script: its module, and what fills in the defaults of its flags
     "dbp_train.py": (dbp_train, dbp_flags.resolve),
     "dbpo_ppo.py": (dbpo_ppo, dbpo_flags.resolve),

@@ -11,7 +11,7 @@ from envs import task_named
 from evaluate import evaluate, smoothness
 from experiments_stage2 import STAGE2
 from policy import Policy
-from reproduce_runs import about, finished, given, network_of, values
+from reproduce_runs import about, finished, given, network_of, trial, values
 from runs import SCORE_COLUMNS
 from tables import merge, read, select
 
@@ -48,7 +48,7 @@ def is_trial(args):
 
 def stage2_run(experiment, seed, args):
     """One seed of Stage 2: the checkpoint it begins from, the run, its curve, its final scores."""
-    name = f"{experiment.name}-trial" if is_trial(args) else experiment.name
+    name = trial(experiment.name, is_trial(args))
     episodes = args.episodes or experiment.starts[0].episodes
     table = Path(args.results, experiment.result)
     rows = [

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -438,6 +439,21 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert result["scores"] == wanted["scores"]
     with Image.open(gif) as picture:
         assert picture.n_frames > 1
+
+
+def test_a_video_of_what_draws_no_scene_is_refused(tmp_path, monkeypatch, capsys):
+    """Before any episode; without --video such an environment is scored."""
+
+    class Blind(PushT):
+        render = gym.Env.render
+
+    monkeypatch.setitem(TASKS, "pusht", replace(SHORT, env=Blind))
+    policy().save(tmp_path / "ckpt.pt")
+    with pytest.raises(SystemExit):
+        main(monkeypatch, tmp_path / "ckpt.pt", "--episodes", 1, "--video", tmp_path / "x.gif")
+    assert "pusht has no render(): leave out --video" in capsys.readouterr().err
+    main(monkeypatch, tmp_path / "ckpt.pt", "--episodes", 1)
+    assert capsys.readouterr().out.startswith("score")
 
 
 def test_flags_reach_the_rollout(tmp_path, monkeypatch):
