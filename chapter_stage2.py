@@ -19,6 +19,8 @@ STAGE2_WORDS = {
     "pusht-shipped": "policy of the README's first command",
     "pusht-early": "early policy, 2000 steps of Stage 1",
     "pusht-early-no-anchor": "the same, without the anchor",
+    "pusht-early-rho-0": "early policy, with white noise (`--rho 0`)",
+    "pusht-converged": "policy after 20,000 steps on human demonstrations",
     "hopper-anchor": "Hopper, 6000 steps of Stage 1",
     "hopper-no-anchor": "the same, without the anchor",
     "walker2d-anchor": "Walker2d, 6000 steps of Stage 1",

@@ -14,11 +14,12 @@ FALLING = "its noise fell to 0.3 of what it was, and the motion cost more (--smo
 STAYING = "its noise stayed"
 
 
-def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=None):
+def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=None, flags=()):
     """Push-T: each seed's policy after `steps` of Stage 1, improved.
 
     of: the kind of policy. stage1_seed: of the one policy that all seeds begin from. removed: what
-    was otherwise before (WHITE, FALLING or STAYING), which the name then tells.
+    was otherwise before (WHITE, FALLING or STAYING), which the name then tells. flags: of
+    dbpo_ppo.py, where they differ from the defaults in more than the anchor.
     """
     before = {"": "", WHITE: "-white", FALLING: "-falling", STAYING: "-staying"}[removed]
     name = of + before + ("" if anchor else "-no-anchor")
@@ -27,7 +28,7 @@ def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=N
         group="stage2",
         name=name,
         stage1=("--K", 4, "--temp", 0.2, *stage1),
-        stage2=() if anchor else NO_ANCHOR,
+        stage2=flags if anchor else (*flags, *NO_ANCHOR),
         stage1_seed=stage1_seed,
         budget=Budget(steps, "steps"),
         starts=(STANDARD, UNUSED),
@@ -85,6 +86,8 @@ STAGE2 = (
     pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0),
     pusht_stage2("pusht-early", steps=2000),
     pusht_stage2("pusht-early", steps=2000, anchor=False),
+    pusht_stage2("pusht-early-rho-0", steps=2000, flags=("--rho", 0)),
+    pusht_stage2("pusht-converged", steps=20_000, stage1_seed=0),
     *(
         locomotion_stage2(task, steps=steps, anchor=anchor)
         for task, steps in LOCOMOTION_STEPS.items()
