@@ -121,8 +121,14 @@ def stage2_smooth(results):
     yield from stage2_ways(results)
 
 
+MEANS_HEAD = (
+    "From | Seeds | Starts | Before | After, mean ± half of its interval over seeds"
+    " | Success before, after | Jerk before, after"
+)
+
+
 def over_seeds(rows):
-    """The means of the settings that have several seeds, as bullets."""
+    """The means of the settings that have several seeds, as a table."""
     lines = []
     for name, what in STAGE2_WORDS.items():
         own = select(rows, setting=name)
@@ -131,15 +137,18 @@ def over_seeds(rows):
             if len(same) < 2:
                 continue
             digits = 3 if name.startswith("pusht") else 0
-            text = f"**{what}**, {len(same)} seeds, {starts[0]} starts from {starts[1]}: "
             began = same[:1] if len({r["before"] for r in same}) == 1 else same  # one policy
-            text += f"{score(began, digits, 'before')} before, {score(same, digits, 'after')} after"
+            scores = [score(began, digits, "before"), score(same, digits, "after")]
+            success = jerk = "—"
             if same[0]["success_before"]:
-                before = cell(same, "success_before", 2)
-                text += f"; success {before} before, {score(same, 2, 'success_after')} after"
-            lines.append(f"{text}.")
+                success = cell(same, "success_before", 2)
+                success += f", {score(same, 2, 'success_after')}"
+                jerk = f"{cell(same, 'jerk_before', 1)}, {cell(same, 'jerk_after', 1)}"
+            where = f"{starts[0]} from {starts[1]}"
+            lines.append([what, len(same), where, *scores, success, jerk])
     if lines:
-        yield bullets(*lines)
+        yield paragraph("The means over seeds, by which the ways to explore are compared:")
+        yield table(MEANS_HEAD, lines)
 
 
 def word_for_word(results):
