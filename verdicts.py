@@ -98,6 +98,7 @@ WHITE_KINDS = (  # settings of stage2.csv without "-anchor", their starts, digit
 DEFAULT_KINDS = (
     ("pusht-shipped", UNUSED, 3),
     ("pusht-early", UNUSED, 3),
+    ("pusht-converged", UNUSED, 3),
     ("hopper", LOCOMOTION_STARTS, 0),
     ("walker2d", LOCOMOTION_STARTS, 0),
     ("halfcheetah", LOCOMOTION_STARTS, 0),
