@@ -106,9 +106,9 @@ def stage2_smooth(results):
         " from the first iteration on. The first command was given `--threads 1` here: its sums are"
         " rounded otherwise, so it ends at another policy than README's, which has 0.891 and 0.12"
         " on the 50 starts. The early policies with `--rho 0` were trained anew by a later commit,"
-        " with the same flags, and are not the others' to the digit. Hopper's seed 0 is the run by which locomotion's KL and its staying"
-        " noise were chosen, on other starts (see the ways tried on Hopper); seeds 1 and 2 chose"
-        " nothing."
+        " with the same flags, and are not the others' to the digit. Hopper's seed 0 is the run by"
+        " which locomotion's KL and its staying noise were chosen, on other starts (see the ways"
+        " tried on Hopper); seeds 1 and 2 chose nothing."
     )
     yield table(STAGE2_HEAD, stage2_lines(rows, STAGE2_WORDS))
     yield from over_seeds(own)

@@ -77,7 +77,7 @@ def stage2_noise(results):
         ax.legend(frameon=False, fontsize=8, loc="lower right")
     for ax in axes[::3]:
         ax.set_ylabel("Score, starts from seed 200000")
-    figure.suptitle("Stage 2 (falling, staying: how the noise was before)")
+    figure.suptitle("Stage 2 (falling, staying: noise as it was before; rho-0: white noise)")
     return figure
 
 
