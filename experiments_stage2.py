@@ -19,7 +19,7 @@ def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=N
 
     of: the kind of policy. stage1_seed: of the one policy that all seeds begin from. removed: what
     was otherwise before (WHITE, FALLING or STAYING), which the name then tells. flags: of
-    dbpo_ppo.py, where they differ from the defaults in more than the anchor.
+    dbpo_ppo.py, where they differ from the defaults in more than the anchor; `of` then tells them.
     """
     before = {"": "", WHITE: "-white", FALLING: "-falling", STAYING: "-staying"}[removed]
     name = of + before + ("" if anchor else "-no-anchor")
