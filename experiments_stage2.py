@@ -40,6 +40,23 @@ def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=N
     )
 
 
+def half_stage2(name, *flags, removed=""):
+    """A way to explore on Push-T: early policies, half the iterations, one commit for all ways."""
+    return Experiment(
+        group="stage2",
+        name=f"pusht-half-{name}",
+        stage1=("--K", 4, "--temp", 0.2),
+        stage2=("--num-iterations", 50, *flags),
+        budget=Budget(2000, "steps"),
+        starts=(STANDARD, UNUSED),
+        result="stage2.csv",
+        curve="pusht_half.csv",
+        keys=STAGE2_KEYS,
+        command=f"python reproduce.py stage2 --tasks pusht-half-{name}",
+        removed=removed,
+    )
+
+
 def locomotion_stage2(task, *, steps, anchor, white=False):
     """Locomotion: one medium policy a task, improved with three seeds."""
     name = f"{task}-white" if white else task
@@ -82,11 +99,21 @@ def coarse_stage2(name, flags):
 
 SHIPPED = ("--data", "demos/pusht.npz")
 LOCOMOTION_STEPS = {"hopper": 6000, "walker2d": 6000, "halfcheetah": 4000, "ant": 4000}
+QUIET = ("--quiet", 0.25)
+HALF = (
+    half_stage2("default"),
+    half_stage2("z-alone", "--sigma", 0.02),
+    half_stage2("quiet", *QUIET),
+    half_stage2("quiet-critic", *QUIET, "--quiet-critic"),
+    half_stage2("quiet-anchor", *QUIET, "--quiet-anchor"),
+    half_stage2("state-kl", "--state-kl", 0.06),
+)
 STAGE2 = (
     pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0),
     pusht_stage2("pusht-early", steps=2000),
     pusht_stage2("pusht-early", steps=2000, anchor=False),
     pusht_stage2("pusht-early-rho-0", steps=2000, flags=("--rho", 0)),
+    *HALF,
     pusht_stage2("pusht-converged", steps=20_000, stage1_seed=0),
     *(
         locomotion_stage2(task, steps=steps, anchor=anchor)
