@@ -81,32 +81,6 @@ def add_policy(p):
         f"paper {by_task('rho')}",
     )
 
-    g.add_argument(
-        "--quiet",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="share of the simulators that act without noise, from which the actor does not learn",
-    )
-    g.add_argument(
-        "--quiet-critic",
-        action="store_true",
-        help="the critic learns from the episodes without noise alone",
-    )
-    g.add_argument(
-        "--quiet-anchor",
-        action="store_true",
-        help="the anchor holds in the states of the episodes without noise alone",
-    )
-    g.add_argument(
-        "--state-kl",
-        type=float,
-        default=0.0,
-        metavar="NATS",
-        help="an update leaves a state alone once its chunk's distribution has moved so far; "
-        "0: no bound",
-    )
-
 
 def add_rollout(p):
     """Flags of the roll-out."""
@@ -385,16 +359,11 @@ def check_ranges(args, task):
         "anchor_final",
         "smooth",
         "shift",
-        "state_kl",
         "save_every",
         "eval_every",
     ):
         if not 0 <= getattr(args, k) < math.inf:
             raise BadInput(f"--{k.replace('_', '-')} must not be below 0, nor infinite")
-    if not 0 <= args.quiet < 1:
-        raise BadInput("--quiet must lie in [0, 1)")
-    if (args.quiet_critic or args.quiet_anchor) and not args.quiet:
-        raise BadInput("--quiet-critic, --quiet-anchor: give --quiet a share, such as 0.25")
     if not 0 <= args.rho < 1:
         raise BadInput("--rho must lie in [0, 1)")
     for k in ("gamma", "inner_gamma", "gae_lambda", "critic_lambda"):

@@ -216,21 +216,6 @@ def roughness(mu, past, follows):
 # ---- losses -------------------------------------------------------------------------------------
 
 
-def mean_over(x, weight):
-    """The mean of x (B,) over the samples whose weight (B,) is 1; 0 if there is none."""
-    return (weight * x).sum() / weight.sum().clamp_min(1)
-
-
-def moved(actor, mu, log_sigma, b):
-    """How far an update has moved each state's mean, as a KL divergence in nats -> (B,).
-
-    mu (B, T_a, D_a): the mean now, b["mu"] that of the roll-out; the noise is taken as unchanged.
-    """
-    e = (mu - b["mu"]) * torch.exp(-log_sigma.detach())
-    white = torch.linalg.solve_triangular(actor.mix, e, upper=False)
-    return 0.5 * (white.square().sum(-1) * b["ran"]).sum(-1)
-
-
 def actor_loss(actor, b, args, anchor):
     """Eqs. 14-17, 49-55 without the value term, on a minibatch b -> the loss, detached figures.
 
@@ -248,16 +233,11 @@ def actor_loss(actor, b, args, anchor):
 
     A = b["advantage"]
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    each = torch.min(ratio * A, clipped * A)
-    if args.state_kl:
-        each = each * (moved(actor, mean.detach(), log_sigma, b) < args.state_kl)
-    noisy = b["noisy"]
-    surrogate = mean_over(each, noisy)  # Eqs. 15, 51
+    surrogate = torch.min(ratio * A, clipped * A).mean()  # Eqs. 15, 51
     ent = entropy(log_sigma, b["ran"], actor.mix).mean()  # Eq. 53
     pull = torch.zeros((), device=mu.device)
     if anchor:
-        pull = (mu - b["anchor"]).square().sum((-2, -1))
-        pull = mean_over(pull, 1 - noisy) if args.quiet_anchor else pull.mean()  # Eqs. 16, 54
+        pull = (mu - b["anchor"]).square().sum((-2, -1)).mean()  # Eqs. 16, 54
     loss = -surrogate - args.ent_coef * ent + anchor * pull  # Eqs. 17, 55
     rough = roughness(actor.policy.executed(mu), b["past"], b["follows"]).mean()
     if args.smooth:
@@ -265,13 +245,13 @@ def actor_loss(actor, b, args, anchor):
 
     with torch.no_grad():
         figures = {
-            "kl": mean_over(ratio - 1 - log_ratio, noisy),
-            "clipped": mean_over(((ratio - 1).abs() > args.clip_coef).float(), noisy),
+            "kl": (ratio - 1 - log_ratio).mean(),
+            "clipped": ((ratio - 1).abs() > args.clip_coef).float().mean(),
             "entropy": ent.detach(),
             "anchor": pull.detach(),
             "rough": rough.detach(),
             "sigma": log_sigma.exp().mean(),
-            "off": (noisy * (ratio - 1)).abs().max(),
+            "off": (ratio - 1).abs().max(),
         }
     return loss, figures
 
@@ -283,6 +263,5 @@ def critic_loss(critic, b, args):
     if args.clip_value:
         change = (value - b["value"]).clamp(-args.clip_value, args.clip_value)
         error = torch.max(error, (b["value"] + change - b["return"]).square())
-    weight = 1 - b["noisy"] if args.quiet_critic else torch.ones_like(error)
-    loss = 0.5 * args.vf_coef * mean_over(error, weight)
+    loss = 0.5 * args.vf_coef * error.mean()
     return loss, {"value_loss": loss.detach()}

@@ -80,8 +80,6 @@ def make_buffer(policy, S, N, device=None):
         "z": zeros(policy.T_p, policy.D_a),
         "a": zeros(policy.T_a, policy.D_a),
         "ran": zeros(policy.T_a),
-        "mu": zeros(policy.T_a, policy.D_a),
-        "noisy": zeros(),
         "anchor": zeros(policy.T_p, policy.D_a),
         "log_prob": zeros(),
         "reward": zeros(),
@@ -114,9 +112,6 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
     high = sims.env.single_action_space.high
     scores = np.full(buffer["reward"].shape, np.nan)
     simulator_s = 0.0
-    quiet = round(args.quiet * sims.n)  # the first simulators, which act without noise
-    noisy = (torch.arange(sims.n, device=policy.device) >= quiet).float()
-    noisy = ranks.share(noisy)
 
     def numbers(x):
         return torch.as_tensor(x, dtype=torch.float32, device=policy.device)
@@ -131,8 +126,7 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         mu, log_sigma = actor(obs, z)
         mu = policy.executed(mu)
         noise = torch.randn(sims.n, *mu.shape[1:], device=policy.device, generator=generator)
-        noise = noisy[:, None, None] * (actor.mix @ ranks.share(noise))
-        a = mu + log_sigma.exp() * noise  # Eqs. 12, 46
+        a = mu + log_sigma.exp() * (actor.mix @ ranks.share(noise))  # Eqs. 12, 46
         chunk = np.clip(policy.norm_action.inverse(a).cpu().numpy(), low, high)
         if not np.isfinite(chunk).all():  # simulators may crash on it
             raise FloatingPointError("the policy's actions are not finite")
@@ -146,15 +140,12 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         buffer["z"][t] = z
         buffer["a"][t] = a
         buffer["ran"][t] = ran
-        buffer["mu"][t] = mu
-        buffer["noisy"][t] = noisy
         buffer["log_prob"][t] = log_prob(a, mu, log_sigma, ran, actor.mix)
         buffer["reward"][t] = numbers(reward_of(stepped, task, args))
         ended = stepped.terminated | stepped.truncated
         buffer["ended"][t] = numbers(ended)
         scores[t, ended] = stepped.scores
 
-    scores[:, (noisy == 0).cpu().numpy()] = np.nan  # those with noise are told
     after = critic(policy.tensors(sims.obs), numbers(sims.progress()))
     add_past(buffer)
     add_values(buffer, critic, after, args.minibatch_size)

@@ -88,8 +88,7 @@ def advantages(buffer, scale, args):
     known = [buffer[k] for k in ("reward", "value", "next_value", "ended")]
     buffer["return"] = gae(*known, args.gamma, args.critic_lambda) + buffer["value"]
     advantage = gae(*known, args.gamma, args.gae_lambda)
-    tried = advantage[buffer["noisy"] > 0]
-    buffer["advantage"] = (advantage - tried.mean()) / (tried.std() + 1e-8)
+    buffer["advantage"] = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     left = (buffer["return"] - buffer["value"]).var()
     explained = 1 - left / buffer["return"].var().clamp_min(1e-12)
     return {"explained": explained.item(), "reward_scale": std}

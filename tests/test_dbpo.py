@@ -68,10 +68,6 @@ def make_args(**change):
         "vf_coef": 1.0,
         "ent_coef": 0.0,
         "per_dimension": False,
-        "quiet": 0.0,
-        "quiet_critic": False,
-        "quiet_anchor": False,
-        "state_kl": 0.0,
         "smooth": 0.0,
         "shift": 0,
     }

@@ -65,10 +65,6 @@ def make_args(**change):
         "vf_coef": 1.0,
         "ent_coef": 0.0,
         "per_dimension": False,
-        "quiet": 0.0,
-        "quiet_critic": False,
-        "quiet_anchor": False,
-        "state_kl": 0.0,
         "smooth": 0.0,
     }
     return Namespace(**{**flags, **change})
@@ -100,8 +96,6 @@ def samples(actor, B=24, steps=8, seed=0):
         "z": z,
         "a": a,
         "ran": ran,
-        "mu": mean,
-        "noisy": torch.ones(B),
         "log_prob": log_prob(a, mean, log_sigma, ran, actor.mix),
         "anchor": mu,
         "past": mean[:, -3:].roll(1, 0),
@@ -352,31 +346,6 @@ def test_entropy_bonus(actor):
     plain, _ = actor_loss(actor, b, make_args(), anchor=0.0)
     loss, now = actor_loss(actor, b, make_args(ent_coef=0.3), anchor=0.0)
     assert (loss - plain).item() == pytest.approx(-0.3 * now["entropy"].item(), rel=1e-4)
-
-
-def test_quiet_episodes(actor):
-    """Chunks without noise do not teach the actor; with the flag they alone hold the anchor."""
-    b = samples(actor)
-    b["noisy"][:12] = 0
-    args = make_args(quiet=0.5, quiet_anchor=True)
-    before, _ = actor_loss(actor, b, args, anchor=0.0)
-    b["advantage"][:12] += 5.0
-    after, _ = actor_loss(actor, b, args, anchor=0.0)
-    assert after == before
-    b["anchor"] = b["anchor"] + torch.cat([torch.zeros(12), torch.ones(12)])[:, None, None]
-    _, now = actor_loss(actor, b, args, anchor=1.0)
-    assert now["anchor"] == 0
-
-
-def test_state_kl(actor):
-    """A state whose mean has moved past the bound has no gradient of the surrogate."""
-    b = samples(actor)
-    free, _ = actor_loss(actor, b, make_args(), anchor=0.0)  # the ratio is 1
-    for moved, bound, kept in ((0.0, 1e-3, True), (0.5, 1e-3, False), (0.5, 1e3, True)):
-        changed = {**b, "mu": b["mu"] + moved}
-        bounded, _ = actor_loss(actor, changed, make_args(state_kl=bound), anchor=0.0)
-        lost = torch.zeros(()) if kept else b["advantage"].mean()
-        torch.testing.assert_close(bounded - free, lost)
 
 
 def test_per_dimension_flag(actor):
