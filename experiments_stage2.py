@@ -52,7 +52,7 @@ def half_stage2(name, *flags, removed=""):
         result="stage2.csv",
         curve="pusht_half.csv",
         keys=STAGE2_KEYS,
-        command=f"python reproduce.py stage2 --tasks pusht-half-{name}",
+        command=f"python reproduce.py stage2 --tasks pusht-half-{'default' if removed else name}",
         removed=removed,
     )
 
