@@ -318,7 +318,7 @@ def add_stage2(sub):
 
 
 def add_suites(sub):
-    """The subcommand of Table I's other suites."""
+    """The subcommand of Table I's other suites and of the UR5 arms."""
     p = add_command(sub, "suites", suites)
     p.add_argument(
         "--tasks", nargs="+", choices=SCENES, default=list(SCENES), help="tasks; all if not given"

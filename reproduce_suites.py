@@ -1,4 +1,4 @@
-"""BlockPush, Kitchen and RoboMimic: scripted data, a training, a score with stages and modes."""
+"""BlockPush, Kitchen, RoboMimic, UR5: scripted data, a training, a score with stages and modes."""
 
 import itertools
 from pathlib import Path
@@ -20,7 +20,7 @@ MODES = 8  # that a row tells of, the most frequent
 
 
 def suites(args):
-    """Table I's tasks with several stages or an arm: methods and settings on scripted data."""
+    """Tasks with several stages or with arms: methods and settings on scripted data."""
     chosen = [e for e in SUITES if scene_of(e.task) in args.tasks]
     known = list(dict.fromkeys(e.name for e in chosen))
     unknown = [name for name in args.settings or () if name not in known]
