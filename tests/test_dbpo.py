@@ -781,7 +781,7 @@ def test_a_longer_run_is_compared_anew(tmp_path, init, no_picture):
     )
 
 
-@pytest.mark.parametrize("name", ["pusht", "hopper"])
+@pytest.mark.parametrize("name", ["pusht", "pusht-image", "hopper"])
 def test_killed_and_resumed(tmp_path, name, no_picture):
     """SIGKILL in mid-episode, then --resume: all equals an unbroken run bit for bit."""
     make_policy(TASKS[name]).save(tmp_path / "init.pt")

@@ -628,9 +628,10 @@ def test_ctrl_c_in_an_evaluation(tmp_path, demos, quick, monkeypatch, capsys):
     assert [r["step"] for r in read_log(cut) if "score" in r] == [50, 100, 120]
 
 
-def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick):
+@pytest.mark.parametrize("task", ["pusht", "pusht-image"])
+def test_killed_run_resumes_bit_for_bit(tmp_path, demos, quick, task):
     """SIGKILL between two saves, then --resume: all is as if nothing had happened."""
-    flags = ["--data", demos, "--steps", 200, "--save-every", 0, "--memory", 6]
+    flags = ["--task", task, "--data", demos, "--steps", 200, "--save-every", 0, "--memory", 6]
     whole, cut = (tmp_path / n for n in ("whole", "cut"))
     train(*flags, "--out", whole)
     kill_at(100, [sys.executable, ROOT / "dbp_train.py", *SMALL, *flags, "--out", cut], cut)
