@@ -10,8 +10,8 @@ a[T_o-1 : T_o-1+T_a] (Eq. 22). With Push-T's horizons:
     executed        |--------------- T_a = 8 -------------|
                     now = T_o - 1; the other actions are fitted but not executed
 
-Windows begin up to T_o-1 steps before an episode and end up to T_a-1 steps after it; there the
-first or the last step is repeated. A batch of windows is the pair
+Windows begin up to T_o-1 steps before an episode and end up to T_a-1 steps after it (--to-end: up
+to T_p-T_o steps); there the first or the last step is repeated. A batch of windows is the pair
 
     obs       {"state": (B, T_o, S) float32, a camera's name: (B, T_o, H, W, 3) uint8, ...}
     action    (B, T_p, D_a) float32
@@ -247,7 +247,9 @@ class Windows:
     obs {name: (N, ...)} and action (N, D_a) hold each step once; index (n, T_p) int64 is the step
     at each place of each of the n windows, and episode (n,) the one that a window is of. An episode
     of L steps has the windows that begin at its steps -(T_o-1) to L - T_p + T_a - 1: none, if L is
-    below T_p - T_a - T_o + 2.
+    below T_p - T_a - T_o + 2. So no policy is taught what to do at an episode's last
+    T_p - T_a - T_o + 1 observations. to_end: the windows go on to step L - T_o, and each of the L
+    observations is the newest one of a window (note 60).
 
     index and episode are on the CPU, all else on the device. Pictures for which it lacks room are
     on the CPU, too: those of a batch are then taken from the mapped file and sent to the device.
@@ -256,12 +258,13 @@ class Windows:
     if the index needs more than max_gb GB.
     """
 
-    def __init__(self, episodes, T_o, T_p, T_a, device="cpu", max_gb=MAX_GB):
+    def __init__(self, episodes, T_o, T_p, T_a, device="cpu", max_gb=MAX_GB, *, to_end=False):
         check_horizons(T_o, T_p, T_a)
         self.T_o = T_o
         self.device = torch.device(device)
         lengths = episodes.lengths
-        n = np.maximum(lengths - T_p + T_a + T_o - 1, 0)  # (E,) windows of each episode
+        left_out = 0 if to_end else T_p - T_a - T_o + 1
+        n = np.maximum(lengths - left_out, 0)  # (E,) windows of each episode
         if not n.sum():
             raise BadInput(
                 f"{episodes.path}: the longest episode has {lengths.max()} steps, too few for "

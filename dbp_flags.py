@@ -1,5 +1,6 @@
 """The flags of Stage 1: what they mean, their defaults by task and device, and what is refused."""
 
+import argparse
 import math
 
 import torch
@@ -68,6 +69,12 @@ def add_data(p):
     ):
         flag = f"--{name.replace('_', '-')}"
         g.add_argument(flag, type=int, metavar="STEPS", help=f"{what} {defaults_of(name)}")
+    g.add_argument(
+        "--to-end",
+        action=argparse.BooleanOptionalAction,
+        help="learn from every observation of an episode, also from the last T_p - T_a - T_o + 1, "
+        "which Diffusion Policy's windows leave out; the UR5 tasks do, if not given",
+    )
 
 
 def add_method(p):

@@ -160,4 +160,6 @@ def budget_of(args):
 
 def steps_per_epoch(task, episodes, batch):
     """Optimiser steps of a pass over some demonstrations."""
-    return max(len(Windows(episodes, task.T_o, task.T_p, task.T_a)) // batch, 1)
+    to_end = task.stage1.get("to_end", False)
+    windows = Windows(episodes, task.T_o, task.T_p, task.T_a, to_end=to_end)
+    return max(len(windows) // batch, 1)

@@ -254,6 +254,7 @@ def ur5_task(scene, image):
         expert=partial(demonstration, scene),
         varies=True,
         limits={} if image else limits(scene),
+        stage1={"to_end": True},  # episodes are short, and the robot looks more often (note 60)
         stage2={"gamma": 0.999},
         paper={"DBP": PAPER[scene]} if image else {},
     )

@@ -113,6 +113,16 @@ def test_borders_repeat_and_now_is_covered():
     assert set(windows.index[:, 1:9].flatten().tolist()) == set(range(20))
 
 
+def test_windows_to_the_end():
+    """Every observation is the newest of one window; what comes after the last step repeats it."""
+    windows = data.Windows(episodes([20, 3]), 2, 16, 8, to_end=True)
+    assert windows.index[:, 1].tolist() == list(range(23))
+    assert windows.index[19].tolist() == [18] + [19] * 15
+    assert windows.index[-1].tolist() == [21] + [22] * 15
+    left_out = set(range(20)) - set(data.Windows(episodes([20]), 2, 16, 8).index[:, 1].tolist())
+    assert left_out == set(range(13, 20))
+
+
 def test_short_episodes():
     assert len(data.Windows(episodes([7, 8]), 2, 16, 8)) == 1  # none of 7 steps, one of 8
     refused(lambda: data.Windows(episodes([7, 3]), 2, 16, 8), "7 steps", "T_p 16")
