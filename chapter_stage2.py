@@ -115,7 +115,8 @@ def stage2_smooth(results):
         " from the first iteration on. The first command was given `--threads 1` here: its sums are"
         " rounded otherwise, so it ends at another policy than README's, which has 0.891 and 0.12"
         " on the 50 starts. The early policies with `--rho 0` were trained anew by a later commit,"
-        " with the same flags, and are not the others' to the digit. Hopper's seed 0 is the run by"
+        " with the same flags, and are not the others' to the digit; so was the policy that Hopper"
+        " without the anchor began from. Hopper's seed 0 with it is the run by"
         " which locomotion's KL and its staying noise were chosen, on other starts (see the ways"
         " tried on Hopper); seeds 1 and 2 chose nothing."
     )

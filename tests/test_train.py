@@ -337,6 +337,23 @@ def watch_chunk_loss(monkeypatch):
     return seen
 
 
+def test_to_end(tmp_path, quick):
+    """Of 16 steps 9 windows, or all 16; the UR5's tasks take all if nothing is said."""
+    write_demos(tmp_path / "d.npz", lengths=(16,))
+    for flags, n in (((), 9), (("--to-end",), 16), (("--no-to-end",), 9)):
+        args = parsed("--data", tmp_path / "d.npz", "--steps", 1, *flags)
+        task = dbp_train.resolve(args)
+        assert len(dbp_train.Training(args, task, dbp_train.ALONE).windows) == n
+    for name, flags, wanted in (
+        ("ur5-lift", (), True),
+        ("ur5-can-state", (), True),
+        ("ur5-lift-state", ("--no-to-end",), False),
+    ):
+        args = parsed("--task", name, *flags)
+        dbp_train.resolve(args)
+        assert args.to_end is wanted
+
+
 def test_memory_reaches_the_loss(tmp_path, quick, monkeypatch):
     """From the second epoch on, a window's hypotheses of the epoch before push as negatives."""
     write_demos(tmp_path / "d.npz", lengths=(16,))  # 9 windows
