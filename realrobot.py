@@ -193,8 +193,8 @@ class Loop:
     def act(self, obs, t_obs):
         """One network evaluation: a chunk (T_p, D_a).
 
-        Its latent stays for T_a steps: another one may lead another way around an obstacle, and the
-        arms would dither between the two (note 54).
+        Its latent stays for T_a steps, unless a chunk is refused: another one may lead another way
+        around an obstacle, and the arms would dither between the two (note 54).
         """
         if t_obs >= self.z_until:
             self.z = self.policy.z_scale * self.policy.latent(1, generator=self.generator)
@@ -218,6 +218,7 @@ class Loop:
                 points, clipped = limited(times, points, now, here, speed, self.cell)
             except Refused as e:
                 self.chunks.clear()  # it counts in no later mean
+                self.z_until = -np.inf  # another latent may lead another way, which is allowed
                 self.log.event(now, f"chunk refused: {e}")
                 return
             if clipped:

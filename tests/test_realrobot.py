@@ -319,6 +319,18 @@ def test_a_latent_stays_for_the_executed_steps(setup):
     assert len(different) == 3
 
 
+def test_a_refused_chunk_is_followed_by_another_latent(setup):
+    """Else the same way would be refused again and again for T_a steps."""
+    setup.cycles(3)
+    setup.policy.wrong = lambda chunk: chunk + 2.0
+    setup.policy.latents.clear()
+    setup.cycles(5)
+    setup.policy.wrong = None
+    setup.cycles(5)
+    z = [z[0, 0, 0].item() for z in setup.policy.latents]
+    assert len(set(z[:6])) == 6 and len(set(z[5:])) == 1
+
+
 def test_ensembling_moves_the_arms_too():
     made = Setup(ensemble=True)
     made.cycles(60)
