@@ -3,7 +3,7 @@
 import numpy as np
 
 from cells import bullets, by_seed, cell, listed, made, paragraph, picture, score, table
-from experiment_row import UNUSED
+from experiment_row import STANDARD, UNUSED
 from experiments import DEMONSTRATORS
 from experiments_stage2 import (
     LOCOMOTION,
@@ -134,7 +134,7 @@ def stage2_smooth(results):
 
 
 HALF_HEAD = (
-    "Way | Seeds | Before | After, by seed | After, mean | From the default | Success before, after"
+    "Way | Seeds | Before | After, by seed | The 50 standard starts | After, mean | From the default | Success before, after"
     " | Jerk before, after | On 50 other starts after 0, 10, 20, 30, 40 and 50 iterations"
 )
 
@@ -153,7 +153,9 @@ def half_ways(results):
         if not tried:
             continue
         before = score(tried, 3, "before")
-        after = [by_seed(tried, 3, "after"), f"{mean(tried, 'after'):.3f}"]
+        standard = select(at(results.rows("stage2.csv"), STANDARD), setting=name)
+        after = [by_seed(r, 3, "after") for r in (tried, standard)]
+        after.append(f"{mean(tried, 'after'):.3f}")
         apart = "—" if name == "pusht-half-default" else paired(tried, default, "after").text()
         success = f"{cell(tried, 'success_before', 2)}, {cell(tried, 'success_after', 2)}"
         jerk = f"{cell(tried, 'jerk_before', 1)}, {cell(tried, 'jerk_after', 1)}"
