@@ -134,8 +134,9 @@ def stage2_smooth(results):
 
 
 HALF_HEAD = (
-    "Way | Seeds | Before | After, by seed | The 50 standard starts | After, mean | From the default | Success before, after"
-    " | Jerk before, after | On 50 other starts after 0, 10, 20, 30, 40 and 50 iterations"
+    "Way | Seeds | Before | After, by seed | The 50 standard starts | After, mean"
+    " | From the default | Success before, after | Jerk before, after"
+    " | On 50 other starts after 0, 10, 20, 30, 40 and 50 iterations"
 )
 
 
