@@ -116,9 +116,9 @@ def stage2_smooth(results):
         " rounded otherwise, so it ends at another policy than README's, which has 0.891 and 0.12"
         " on the 50 starts. The early policies with `--rho 0` were trained anew by a later commit,"
         " with the same flags, and are not the others' to the digit; so was the policy that Hopper"
-        " without the anchor began from. Hopper's seed 0 with it is the run by"
-        " which locomotion's KL and its staying noise were chosen, on other starts (see the ways"
-        " tried on Hopper); seeds 1 and 2 chose nothing."
+        " without the anchor began from. Hopper's seed 0 with the anchor is the run by which"
+        " locomotion's KL and its staying noise were chosen, on other starts (see the ways tried on"
+        " Hopper); seeds 1 and 2 chose nothing."
     )
     yield table(STAGE2_HEAD, stage2_lines(rows, STAGE2_WORDS))
     yield from over_seeds(own)
@@ -142,8 +142,8 @@ HALF_HEAD = (
 
 def half_ways(results):
     """Ways to explore, each on the same three early policies, over half of a run."""
-    rows = at(results.rows("stage2.csv"), UNUSED)
-    own = [r for r in rows if r["setting"] in HALF_WORDS]
+    rows = results.rows("stage2.csv")
+    own = [r for r in at(rows, UNUSED) if r["setting"] in HALF_WORDS]
     if not own:
         return
     default = select(own, setting="pusht-half-default")
@@ -154,7 +154,7 @@ def half_ways(results):
         if not tried:
             continue
         before = score(tried, 3, "before")
-        standard = select(at(results.rows("stage2.csv"), STANDARD), setting=name)
+        standard = select(at(rows, STANDARD), setting=name)
         after = [by_seed(r, 3, "after") for r in (tried, standard)]
         after.append(f"{mean(tried, 'after'):.3f}")
         apart = "—" if name == "pusht-half-default" else paired(tried, default, "after").text()

@@ -145,9 +145,15 @@ class Training:
         self.task = task
         self.ranks = ranks
         episodes = load(task, args.data, args.demos, args.max_gb, args.filter)
-        horizons = (args.T_o, args.T_p, args.T_a)
-        memory = (args.device, args.max_gb)
-        self.windows = Windows(episodes, *horizons, *memory, to_end=bool(args.to_end))
+        self.windows = Windows(
+            episodes,
+            args.T_o,
+            args.T_p,
+            args.T_a,
+            args.device,
+            args.max_gb,
+            to_end=bool(args.to_end),
+        )
         self.data = [len(self.windows), zlib.crc32(self.windows.action.cpu().numpy())]
         check_shares(args, self.windows, ranks.world)
         self.n = min(args.batch, len(self.windows))  # of a batch, all processes together

@@ -76,6 +76,7 @@ SUITES = (
     setting("kitchen", "diffusion", *DIFFUSION, nfe=100),
     *(setting(scene, "dbp") for scene in ("lift", "can", "square", "tool-hang", "transport")),
     *(setting(scene, "state", task=f"{scene}-state") for scene in UR5),
+    setting("ur5-lift", "no-to-end", "--no-to-end", task="ur5-lift-state", seeds=(0,)),
     *(setting(scene, "dbp") for scene in UR5),
     setting("can", "step", "--mode", "step"),
     setting("can", "diffusion", *DIFFUSION, nfe=100),
