@@ -6,8 +6,8 @@
 The twin is a simulation that speaks the arms' own protocol, so both run the same code: see
 ROBOT.md. `Loop` is all of it. The policy never talks to a servo. In each cycle
 
-  observe    the newest frames and arm states, and those T_o - 1 steps of dt before; each frame was
-             encoded once, when it was captured
+  observe    the newest frames, where the arms were when they were captured, and the same T_o - 1
+             steps of dt before; each frame was encoded once, when it was captured
   act        one network evaluation: a chunk of targets, each with the time that it is for
   schedule   targets whose time has passed are dropped; there is always one left
   limit      what breaks a limit is clipped or refused (safety.py)
@@ -32,7 +32,7 @@ from commands import BadInput, Parser, above_zero, check_seed, cli, refuse_flags
 from files import check_folder, check_output
 from robot_log import Log
 from robot_motion import always, go_home, replay, targets
-from robot_setup import D_A, add_robot, connected, fit
+from robot_setup import D_A, add_robot, check_rate, connected, fit
 from safety import (
     GO,
     HOLD,
@@ -167,17 +167,17 @@ class Loop:
         return level != STOP
 
     def observe(self, states):
-        """Observations {name: (1, T_o, ...)} and the time of the newest: that of the arms' states.
+        """Observations {name: (1, T_o, ...)} and the time of the newest: that of the oldest camera.
 
         At each of the T_o times, dt apart, a frame is the one that was captured nearest to it, and
-        the arms are where they were then (note 55).
+        the arms are where they were then: pictures and arms of two times are a place that the
+        policy has never seen (note 55).
         """
-        t_obs = min(state.t for state in states)
-        if not self.history or t_obs > self.history[-1][0]:
-            self.history.append((t_obs, np.concatenate([numbers(state) for state in states])))
+        t_obs = min([*self.cameras.times().values(), *(state.t for state in states)])
         times = t_obs - self.dt * np.arange(self.policy.T_o - 1, -1, -1)
-        while len(self.history) > 1 and self.history[1][0] <= times[0]:
-            self.history.popleft()  # nobody asks for what was before
+        with self.lock:
+            while len(self.history) > 1 and self.history[1][0] <= times[0]:
+                self.history.popleft()  # nobody asks for what was before
         obs = {}
         for name in self.policy.specs:
             seen = self.measured(times) if name == "proprio" else self.cameras.at(name, times)
@@ -186,8 +186,9 @@ class Loop:
 
     def measured(self, times):
         """The arms' joints and grippers at times (n,): (n, 14) float32, the first ones before."""
-        own = [t for t, _ in self.history]
-        values = np.array([numbers for _, numbers in self.history])
+        with self.lock:
+            own = [t for t, _ in self.history]
+            values = np.array([numbers for _, numbers in self.history])
         return np.stack([np.interp(times, own, y) for y in values.T], 1).astype(np.float32)
 
     def act(self, obs, t_obs):
@@ -241,6 +242,9 @@ class Loop:
         """
         with self.lock:
             states = [arm.state() for arm in self.arms]
+            t = min(state.t for state in states)
+            if not self.history or t > self.history[-1][0]:
+                self.history.append((t, np.concatenate([numbers(state) for state in states])))
             now = self.clock()
             if self.stopped:
                 return STOP, states
@@ -337,12 +341,7 @@ def run(args):
     policy = load_policy(args.ckpt)
     fit(policy, args.ckpt, args.robot)
     task = task_named(policy.task)
-    least = args.action_hz / (policy.T_p - policy.T_o + 1)
-    if args.policy_hz is not None and args.policy_hz <= least:
-        raise BadInput(
-            f"--policy-hz {args.policy_hz:g}: a plan would end before the next one comes; this "
-            f"policy needs more than {least:g}"
-        )
+    check_rate(policy, args.policy_hz, args.action_hz)
     cell = read_cell(args.cell)
     torch.set_num_threads(1)
     for name in policy.frame_sizes:  # warm up
@@ -370,7 +369,7 @@ def run(args):
         )
         try:
             go_home(arms, cell, pressed=pressed)
-            loop.act(loop.observe([arm.state() for arm in arms])[0], -np.inf)  # warm up
+            loop.act(loop.observe(loop.guard(late=False)[1])[0], -np.inf)  # warm up
             until = (lambda: scene.success) if scene and not args.frames else None
             loop.run(args.seconds, hz=args.policy_hz, until=until)
         except Refused as e:

@@ -131,13 +131,18 @@ def teleoperated(
 ):
     """One episode {name: (L, ...)}: {} if it was thrown away, None at the end of all.
 
-    Each step records what is seen and then the target that is sent, as in training. A key acts at
-    most once a step. Raises Refused, see by_person.
+    Each step records what is seen and then the target that is sent, as in training. Its frames are
+    looked up a step later, when those that were captured just after it are there, too. A key acts
+    at most once a step. Raises Refused, see by_person.
     """
     goal = np.stack([targets(arm.state()) for arm in arms])
     steps = []
+    names = [name for name in task.obs if name != "proprio"]
     arm = 0
+    begun = None
     while True:
+        if steps:
+            steps[-1] |= {name: cameras.at(name, [begun])[0] for name in names}
         begun = clock()
         states = [a.state() for a in arms]
         level, reason = judge(begun, states, cameras.times(), None, None, pressed(), PATIENCE)
@@ -163,8 +168,7 @@ def teleoperated(
         except Refused:
             goal = here
         measured = np.concatenate([np.append(state.q, state.gripper) for state in states])
-        frames = {name: cameras.at(name, [begun])[0] for name in task.obs if name != "proprio"}
-        steps.append({**frames, "proprio": measured, "action": goal.ravel().copy()})
+        steps.append({"proprio": measured, "action": goal.ravel().copy()})
         for i, a in enumerate(arms):
             a.plan(times, goal[None, i, :6], goal[None, i, 6])
         sleep(max(0, begun + 1 / hz - clock()))

@@ -54,6 +54,16 @@ def fit(policy, path, robot):
         )
 
 
+def check_rate(policy, policy_hz, action_hz):
+    """Refuse so few chunks a second that plans end before. None: as many as can be. BadInput."""
+    least = action_hz / (policy.T_p - policy.T_o + 1)
+    if policy_hz is not None and policy_hz <= least:
+        raise BadInput(
+            f"--policy-hz {policy_hz:g}: a plan would end before the next one comes; this policy "
+            f"needs more than {least:g}"
+        )
+
+
 def servo_limits(cell):
     """An arm's servo's own Limits in a cell.
 

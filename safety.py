@@ -269,18 +269,20 @@ def limited(times, points, now, here, speed, cell):
 def clip_speeds(times, points, now, here, speed, cell):
     """Slow down points (n, 2, 7), in place, to the limits -> what was clipped. Raises Refused.
 
-    Each target is led from the one before it, so the arms come late and catch up.
+    Each target is led from the one before it, so the arms come late and catch up. Whether the first
+    is too far is judged as if the arms had a whole step for it: less is left where a chunk came
+    late, by which no target is farther away.
     """
     seconds = np.diff(times, prepend=now)
     speeds = np.diff(points[..., :6], axis=0, prepend=here[None, :, :6]) / seconds[:, None, None]
     changes = np.abs(np.diff(speeds, axis=0, prepend=speed[None])).max((1, 2))
     fastest = np.abs(speeds).max((1, 2))
     most = cell.small_speed * cell.speed
-    if fastest[0] > most:
-        far = fastest[0] * seconds[0]
+    far = fastest[0] * seconds[0]
+    if far > most * max(seconds[0], seconds[-1]):
         raise Refused(f"the first target is {far:.2f} rad from where the arm is")
-    if fastest.max() > most:
-        raise Refused(f"a speed of {fastest.max():.1f} rad/s")
+    if fastest[1:].max(initial=0) > most:
+        raise Refused(f"a speed of {fastest[1:].max():.1f} rad/s")
     if fastest.max() <= cell.speed and (changes <= cell.acceleration * seconds).all():
         return []  # the steps below would change nothing, and take longer than all the rest
     clipped = []

@@ -388,14 +388,15 @@ def period_statistics(counts):
 
 
 class FakeClient:
-    """What a Servo needs of a Client, over a simulated Controller.
+    """What a Servo needs of a Client, over a simulated Controller of arm i of a plant.
 
     lost: set it to a fault of a connection. stalled: set it, and nothing is heard or arrives.
     """
 
-    def __init__(self, home, limits, clock):
-        self.plant = Lag([home])
-        self.controller = Controller(self.plant, 0, clock)
+    def __init__(self, plant, i, limits, clock):
+        self.plant = plant
+        self.i = i
+        self.controller = Controller(plant, i, clock)
         self.controller.begin_program()
         self.controller.doubles = {0: limits.watchdog}
         self.command(SET_WATCHDOG)
@@ -415,7 +416,7 @@ class FakeClient:
             q=values["actual_q"],
             qd=values["actual_qd"],
             tcp=values["actual_TCP_pose"],
-            gripper=self.plant.gripper(0),
+            gripper=self.plant.gripper(self.i),
             safety_bits=values["safety_status_bits"][0],
             mode=values["robot_mode"][0],
             runtime=values["runtime_state"][0],
@@ -438,7 +439,7 @@ class FakeClient:
 
     def grip(self, x, now):
         """Send the gripper to x."""
-        self.plant.grip(0, x)
+        self.plant.grip(self.i, x)
 
     def stop(self):
         """Stay."""
@@ -450,16 +451,19 @@ class FakeArm:
     """An Arm without a process or a network, for fast tests of what uses one.
 
     It lives through the time until `clock()` whenever it is called. Faults: by its `controller`, a
-    Controller, and its `client`, a FakeClient. home (6,): where it starts.
+    Controller, and its `client`, a FakeClient. home (6,): where it starts. plant: a Lag of its own
+    if not given, else it is arm i of it.
     """
 
-    def __init__(self, host="", rate=500, limits=None, *, home=HOME, clock=time.monotonic):
+    def __init__(
+        self, host="", rate=500, limits=None, *, home=HOME, clock=time.monotonic, plant=None, i=0
+    ):
         self.host = host
         self.rate = rate
         self.limits = limits or Limits()
         self.clock = clock
         self.time = clock()  # until when the arm has lived
-        self.client = FakeClient(home, self.limits, self.now)
+        self.client = FakeClient(plant or Lag([home]), i, self.limits, self.now)
         self.controller = self.client.controller
 
     def now(self):

@@ -78,6 +78,7 @@ FLOORS = (
         "robot_check",
     ),
     ("toy", "dbp_train", "dbpo_ppo", "experts", "realrobot", "plots_stage2"),
+    ("robot_trials",),
     ("plots",),
     ("bench_stage2",),
     ("bench", "verdicts", "figures"),

@@ -311,6 +311,20 @@ def test_observations_are_aligned_by_time(setup):
     assert np.allclose(seen["proprio"][0], then, atol=2e-4)
 
 
+def test_an_old_frame_is_seen_with_the_arms_of_its_time(setup):
+    """A frame of 0.06 s ago, 3 cycles: the arms have turned on since; the chunk is from then."""
+    setup.sees = False
+    setup.cycles(3)
+    seen = setup.policy.seen[-1]["proprio"][0, -1]
+    frame = setup.cameras.times()["front"]
+    rows = setup.loop.log.arrays()
+    assert frame == pytest.approx(setup.clock() - 0.06)
+    assert np.allclose(seen, rows["q"][-4].reshape(D_A), atol=2e-4)
+    assert np.abs(seen - rows["q"][-1].reshape(D_A)).max() > 0.03 * SPEED
+    _, t_obs = setup.loop.observe(setup.loop.guard(late=False)[1])
+    assert t_obs == frame
+
+
 def test_a_latent_stays_for_the_executed_steps(setup):
     """T_a 8 steps of 0.1 s are 40 cycles of 90; another one could lead another way round."""
     setup.policy.latents.clear()
@@ -691,6 +705,27 @@ def test_a_person_records_by_keys(setup):
     setup.arms[1].controller.protective()
     with pytest.raises(Refused, match="protective stop"):
         teleoperated(*rest, lambda: "w", **how)
+
+
+def test_a_recorded_frame_is_the_nearest_one_also_if_it_comes_later(setup):
+    """A camera sees 0.01 s after each step begins, and half a step before: not the older one."""
+    task = SimpleNamespace(obs={"front": (8, 8, 3), "proprio": (D_A,)})
+    keys = iter(["", "", "", "\n"])
+    count = [0]
+
+    def sleep(seconds):
+        for part in (0.01, seconds - 0.01):
+            setup.advance(part)
+
+    def source():
+        count[0] += 1
+        late = count[0] % 2  # 0.01 s after a step began, or at the end of it
+        return setup.clock() - (0 if late else 0.05), np.full((8, 8, 3), count[0], np.uint8)
+
+    setup.cameras.sources["front"] = source
+    how = {"clock": setup.clock, "sleep": sleep}
+    episode = teleoperated(task, 10, setup.arms, setup.cameras, CELL, lambda: next(keys), **how)
+    assert episode["front"][:, 0, 0, 0].tolist() == [0, 3, 5]  # 0: the one that was there
 
 
 def test_keys_that_wait_do_not_burst(setup):

@@ -168,6 +168,18 @@ def test_speed_is_clipped_and_caught_up():
         limit([moved(0, 0.05), moved(0, 0.3)], cell)
 
 
+def test_a_target_is_not_farther_because_it_comes_late():
+    """0.15 rad in the 0.06 s that are left is 2.5 rad/s, but 1.5 rad/s of a whole step."""
+    cell = Cell(speed=1.0, acceleration=1e9)
+    times = np.array([0.06, 0.16])
+    points = np.array([moved(0, 0.15), moved(0, 0.15)])
+    allowed, clipped = limited(times, points, 0.0, HOME, STILL, cell)
+    assert clipped == ["speed"] and np.allclose(allowed[:, 0, 0], [0.06, 0.15])
+    points = np.array([moved(0, 0.21), moved(0, 0.21)])
+    with pytest.raises(Refused, match="the first target is 0.21 rad from where the arm is"):
+        limited(times, points, 0.0, HOME, STILL, cell)
+
+
 def test_acceleration_is_clipped():
     cell = Cell(acceleration=5.0)
     allowed, clipped = limit([moved(0, 0.1), moved(0, 0.2)], cell)
