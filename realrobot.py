@@ -142,6 +142,7 @@ class Loop:
         self.history = deque()  # (time, proprio (14,)), as far back as observations go
         self.view = view
         self.planned = None  # the targets that the arms have, (n, 2, 7)
+        self.refused = False  # whether the newest chunk was
         self.plan_end = None  # the time of the last target that the arms have
         self.held = None  # since when they are held
         self.stopped = ""  # why they were stopped
@@ -153,6 +154,7 @@ class Loop:
     def cycle(self):
         """Observe, act, schedule, limit, send -> whether the loop may go on."""
         begun = self.clock()
+        self.refused = False
         level, states = self.guard(late=False)
         row = self.row(begun, states)
         if level == GO:
@@ -220,6 +222,7 @@ class Loop:
             except Refused as e:
                 self.chunks.clear()  # it counts in no later mean
                 self.z_until = -np.inf  # another latent may lead another way, which is allowed
+                self.refused = True
                 self.log.event(now, f"chunk refused: {e}")
                 return
             if clipped:
@@ -307,14 +310,29 @@ class Loop:
         due = self.clock()
         try:
             while self.clock() < end and self.cycle() and not (until and until()):
-                due = max(due + 1 / hz, self.clock() - 1 / hz) if hz else 0
-                time.sleep(max(0, due - self.clock()))
+                if hz:
+                    due = self.next_due(due, hz)
+                    time.sleep(max(0, due - self.clock()))
         finally:
             with self.lock:  # or the plan's tail would go on, and nobody would look
                 for arm in self.arms:
                     arm.hold()
             ended.set()
             watcher.join()
+
+    def next_due(self, due, hz):
+        """When the cycle is due that follows the one that was due then, with hz of them a second.
+
+        That is at once after a refused chunk, and a step before the plan ends, which it does early
+        where a limit of space cut it: else the arms would be held, and stopped, for want of a plan.
+        """
+        now = self.clock()
+        if self.refused:
+            return now
+        due = max(due + 1 / hz, now - 1 / hz)
+        if self.plan_end > now:
+            due = min(due, max(self.plan_end - self.dt, now + WATCH))
+        return due
 
     def summary(self):
         """The log's summary, the servos' periods and the reason of a stop."""

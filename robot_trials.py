@@ -110,11 +110,10 @@ class Trial:
     def run(self, seconds, hz):
         """Cycle hz times a second until the task is done, or for that long -> the seconds."""
         begun = self.clock()
-        while self.clock() - begun < seconds and not self.success:
-            due = self.clock() + 1 / hz
-            if not self.loop.cycle():
-                break
-            self.pass_by(due - self.clock())
+        due = begun
+        while self.clock() - begun < seconds and not self.success and self.loop.cycle():
+            due = self.loop.next_due(due, hz)
+            self.pass_by(max(due - self.clock(), PERIOD))
         return self.clock() - begun
 
     def pass_by(self, seconds):

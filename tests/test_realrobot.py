@@ -345,6 +345,34 @@ def test_a_refused_chunk_is_followed_by_another_latent(setup):
     assert len(set(z[:6])) == 6 and len(set(z[5:])) == 1
 
 
+def test_a_refused_chunk_is_followed_by_another_at_once(setup, monkeypatch):
+    """With a chunk a second the plan would end before the next one, and the arms would stop."""
+    monkeypatch.setattr(realrobot.time, "sleep", setup.advance)
+    called = []
+
+    def wrong(chunk):
+        setup.advance(0.01)
+        called.append(setup.clock())
+        return chunk + 2.0 * (len(called) < 4)
+
+    begun = setup.clock()
+    setup.policy.wrong = wrong
+    setup.loop.run(2.5, hz=1)
+    assert np.allclose(called[:4], begun + np.array([0.01, 0.02, 0.03, 0.04]))
+    assert len(called) == 6 and called[4] > begun + 0.9 and not setup.loop.stopped
+
+
+def test_the_next_chunk_comes_before_a_plan_that_was_cut_ends(setup):
+    """A chunk a second, and plans that end in 0.2 or 0.05 s, or have ended: the arms are held."""
+    assert setup.loop.next_due(setup.clock(), 1) == pytest.approx(setup.clock() + 1)
+    setup.loop.plan_end = setup.clock() + 0.2
+    assert setup.loop.next_due(setup.clock(), 1) == pytest.approx(setup.clock() + 0.1)
+    setup.loop.plan_end = setup.clock() + 0.05
+    assert setup.loop.next_due(setup.clock(), 1) == pytest.approx(setup.clock() + 0.01)
+    setup.loop.plan_end = setup.clock() - 0.05
+    assert setup.loop.next_due(setup.clock(), 1) == pytest.approx(setup.clock() + 1)
+
+
 def test_ensembling_moves_the_arms_too():
     made = Setup(ensemble=True)
     made.cycles(60)
