@@ -32,7 +32,7 @@ from commands import BadInput, Parser, above_zero, check_seed, cli, refuse_flags
 from files import check_folder, check_output
 from robot_log import Log
 from robot_motion import always, go_home, replay, targets
-from robot_setup import D_A, add_robot, check_rate, connected, fit
+from robot_setup import D_A, add_ensemble, add_robot, check_rate, connected, fit
 from safety import (
     GO,
     HOLD,
@@ -71,25 +71,27 @@ def schedule(chunk, t_obs, now, dt, T_o):
     return times[ahead], points[ahead]
 
 
-def ensembled(chunks, times):
+def ensembled(chunks, times, dt):
     """The weighted mean of chunks at times (n,): points (n, 2, 7).
 
-    chunks: (times (m,), points (m, 2, 7)) of the newest ones, the oldest first. Each counts where
-    its times reach. The grippers are the newest chunk's: half closed is no mean of open and closed.
+    chunks: (the time of the first action, actions (m, 14) a step of dt apart) of the newest ones,
+    the oldest first. Each counts where its times reach, the newest everywhere. The grippers are the
+    newest chunk's: half closed is no mean of open and closed.
     """
-    total = np.zeros((len(times), 2 * ARM))
-    weights = np.zeros((len(times), 1))
-    for i, (own, points) in enumerate(chunks):
-        flat = points.reshape(-1, 2 * ARM)
-        there = np.column_stack([np.interp(times, own, column) for column in flat.T])
-        reach = (times >= own[0] - 1e-9) & (times <= own[-1] + 1e-9)
-        weight = np.exp(-ENSEMBLE * i) * reach[:, None]
-        total += weight * there
-        weights += weight
-    mean = (total / weights).reshape(-1, 2, ARM)
-    own, points = chunks[-1]
-    for i in range(2):
-        mean[:, i, 6] = np.interp(times, own, points[:, i, 6])
+    first = np.array([t for t, _ in chunks])
+    actions = np.stack([own for _, own in chunks])  # (C, m, 14)
+    C, m, _ = actions.shape
+    place = (times - first[:, None]) / dt  # (C, n) in steps
+    reach = (place > -1e-6) & (place < m - 1 + 1e-6)
+    reach[-1] = True
+    place = np.clip(place, 0, m - 1)
+    low = place.astype(int)
+    part = (place - low)[..., None]
+    row = np.arange(C)[:, None]
+    there = (1 - part) * actions[row, low] + part * actions[row, np.minimum(low + 1, m - 1)]
+    weight = np.exp(-ENSEMBLE * np.arange(C))[:, None] * reach
+    mean = np.einsum("cn,cnk->nk", weight / weight.sum(0), there).reshape(-1, 2, ARM)
+    mean[..., 6] = there[-1].reshape(-1, 2, ARM)[..., 6]
     return mean
 
 
@@ -135,7 +137,8 @@ class Loop:
         self.patience = patience or Patience()
         self.clock = clock
         self.pressed = pressed or always
-        self.chunks = deque(maxlen=policy.T_p if ensemble else 1)
+        self.ensemble = ensemble
+        self.chunks = deque(maxlen=policy.T_p)  # of the ensemble, see there
         self.generator = torch.Generator().manual_seed(seed)
         self.z = None
         self.z_until = -np.inf
@@ -214,8 +217,8 @@ class Loop:
             try:
                 check_chunk(chunk, self.policy.T_p, D_A)
                 times, points = schedule(chunk, t_obs, now, self.dt, self.policy.T_o)
-                self.chunks.append((times, points))
-                points = ensembled(self.chunks, times) if self.chunks.maxlen > 1 else points
+                if self.ensemble:
+                    points = self.mean(chunk, t_obs, times)
                 here = np.stack([targets(state) for state in states])
                 speed = np.stack([state.qd for state in states])
                 points, clipped = limited(times, points, now, here, speed, self.cell)
@@ -235,6 +238,17 @@ class Loop:
             self.planned = points
             self.plan_end = times[-1]
             row.update(commanded=self.clock(), used=len(points), first=points[0])
+
+    def mean(self, chunk, t_obs, times):
+        """The mean of a chunk (T_p, D_a) and those before it at times (n,): points (n, 2, 7).
+
+        Of these there is one a step, however many chunks were made in it (note 61).
+        """
+        if len(self.chunks) > 1 and self.chunks[-1][0] - self.chunks[-2][0] < self.dt - 1e-6:
+            self.chunks.pop()
+        actions = np.asarray(chunk, float)[self.policy.T_o - 1 :]
+        self.chunks.append((t_obs + self.dt, actions))
+        return ensembled(self.chunks, times, self.dt)
 
     # ---- what looks after the arms
 
@@ -492,7 +506,7 @@ def parse(argv=None):
     c.add_argument(
         "--policy-hz", type=float, help="chunks a second; as many as it can if not given"
     )
-    c.add_argument("--ensemble", action="store_true", help="the mean of chunks, not the newest")
+    add_ensemble(c)
     c.add_argument("--seed", type=int, default=0, help="seed of the latents z")
     c.add_argument(
         "--view",

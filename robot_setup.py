@@ -1,5 +1,6 @@
 """The arms and cameras that the robot's commands move and see, real or simulated, by flags."""
 
+import argparse
 import contextlib
 
 from commands import BadInput
@@ -33,6 +34,16 @@ def add_robot(c):
         metavar="HOW",
         help="the operator's dead-man switch: keyboard, none, or a pedal's /dev/input/eventN; "
         "keyboard for ur5 and none for the twin if not given; `record` takes a pedal or none",
+    )
+
+
+def add_ensemble(c):
+    """Add the flag of temporal ensembling."""
+    c.add_argument(
+        "--ensemble",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the arms go to the mean of the chunks that reach a time; else to the newest one's",
     )
 
 

@@ -24,7 +24,7 @@ from export import load_policy
 from files import atomic, check_output
 from realrobot import WATCH, Loop
 from robot_cameras import Cameras
-from robot_setup import check_rate, fit, servo_limits
+from robot_setup import add_ensemble, check_rate, fit, servo_limits
 from safety import Patience, read_cell
 from task_ur5 import SIDE, scene_of, state_of
 from twin_model import RATE
@@ -163,7 +163,7 @@ def parse(argv=None):
     p.add_argument("--camera-hz", type=float, default=30, help="frames a second")
     p.add_argument("--camera-ms", type=float, default=8, help="from a frame's moment to its coming")
     p.add_argument("--cell", metavar="JSON", help="limits of the arms: see ROBOT.md")
-    p.add_argument("--ensemble", action="store_true", help="the mean of chunks, not the newest")
+    add_ensemble(p)
     p.add_argument(
         "--seed", type=int, default=0, help="of the first start's latents z; each has its own"
     )

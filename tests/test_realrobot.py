@@ -165,16 +165,27 @@ def test_what_has_passed_is_dropped_and_something_is_left(now, times, first):
 
 
 def test_the_mean_of_chunks():
-    """At 1.0 both chunks reach, at 2.0 only the newer one; the grippers are the newer one's."""
-    old = np.zeros((2, 2, ARM))
-    new = np.ones((2, 2, ARM))
-    chunks = [(np.array([0.0, 1.0]), old), (np.array([1.0, 2.0]), new)]
-    points = ensembled(chunks, np.array([1.0, 2.0]))
+    """At 1.0 both chunks reach, at 2.0 and beyond only the newer one; grippers are the newer's."""
+    old = np.zeros((2, D_A))
+    new = np.ones((2, D_A))
+    points = ensembled([(0.0, old), (1.0, new)], np.array([1.0, 2.0, 2.5]), 1.0)
     newer = np.exp(-0.01) / (1 + np.exp(-0.01))
-    assert np.allclose(points[:, 0, 0], [newer, 1.0])
+    assert points.shape == (3, 2, ARM)
+    assert np.allclose(points[:, 0, 0], [newer, 1.0, 1.0])
     assert np.allclose(points[:, :, 6], 1.0)
-    halves = [(np.array([0.0, 2.0]), np.stack([old[0], new[0]])), chunks[1]]
-    assert ensembled(halves, np.array([1.0]))[0, 0, 0] == pytest.approx(0.5 * (1 - newer) + newer)
+    rising = np.linspace(0, 1, 3)[:, None] + np.zeros(D_A)  # 0, 0.5, 1 at 0, 1, 2
+    ones = np.ones((3, D_A))
+    point = ensembled([(0.0, rising), (1.0, ones)], np.array([1.5]), 1.0)[0, 0, 0]
+    assert point == pytest.approx(0.75 * (1 - newer) + newer)
+
+
+def test_the_mean_is_of_a_chunk_a_step_however_many_there_are():
+    """50 chunks a second and 0.1 s a step: 16 chunks reach as far back as 16 steps do."""
+    made = Setup(ensemble=True)
+    made.cycles(200)
+    first = np.array([t for t, _ in made.loop.chunks])
+    assert len(first) == Turning.T_p
+    assert np.allclose(np.diff(first[:-1]), 0.1) and 0 < first[-1] - first[-2] <= 0.1 + 1e-6
 
 
 # ---- the cameras ---------------------------------------------------------------------------------
@@ -376,7 +387,6 @@ def test_the_next_chunk_comes_before_a_plan_that_was_cut_ends(setup):
 def test_ensembling_moves_the_arms_too():
     made = Setup(ensemble=True)
     made.cycles(60)
-    assert len(made.loop.chunks) == Turning.T_p
     assert 0.05 < made.targets()[0, 0] < 0.13
 
 
