@@ -189,6 +189,15 @@ class Loop:
             obs[name] = seen[None]
         return obs, t_obs
 
+    def remember(self, states):
+        """Keep where the arms are: the newest states, and one for every WATCH seconds before."""
+        t = min(state.t for state in states)
+        if self.history and t <= self.history[-1][0]:
+            return
+        if len(self.history) > 1 and self.history[-1][0] - self.history[-2][0] < WATCH:
+            self.history.pop()
+        self.history.append((t, np.concatenate([numbers(state) for state in states])))
+
     def measured(self, times):
         """The arms' joints and grippers at times (n,): (n, 14) float32, the first ones before."""
         with self.lock:
@@ -259,9 +268,7 @@ class Loop:
         """
         with self.lock:
             states = [arm.state() for arm in self.arms]
-            t = min(state.t for state in states)
-            if not self.history or t > self.history[-1][0]:
-                self.history.append((t, np.concatenate([numbers(state) for state in states])))
+            self.remember(states)
             now = self.clock()
             if self.stopped:
                 return STOP, states
