@@ -9,7 +9,8 @@ ROBOT.md. `Loop` is all of it. The policy never talks to a servo. In each cycle
   observe    the newest frames, where the arms were when they were captured, and the same T_o - 1
              steps of dt before; each frame was encoded once, when it was captured
   act        one network evaluation: a chunk of targets, each with the time that it is for
-  schedule   targets whose time has passed are dropped; there is always one left
+  schedule   targets whose time has passed are dropped, there is always one left, and at each time
+             that is left the mean of the chunks that reach it is taken (note 61)
   limit      what breaks a limit is clipped or refused (safety.py)
   send       the chunk overwrites the future of each arm's plan
 
