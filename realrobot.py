@@ -284,6 +284,7 @@ class Loop:
                 self.held = now
                 for arm in self.arms:
                     arm.hold()
+                self.chunks.clear()  # they lead on from where the arms would be by now
                 self.log.event(now, f"held: {reason}")
             return level, states
 

@@ -390,6 +390,15 @@ def test_ensembling_moves_the_arms_too():
     assert 0.05 < made.targets()[0, 0] < 0.13
 
 
+def test_chunks_from_before_a_hold_count_in_no_later_mean():
+    made = Setup(ensemble=True)
+    made.cycles(20)
+    assert made.loop.chunks
+    made.sees = False
+    made.cycles(4)  # 80 ms: more than two frames
+    assert made.loop.held is not None and not made.loop.chunks
+
+
 def test_a_refused_chunk_counts_in_no_later_mean():
     made = Setup(ensemble=True)
     made.cycles(20)
