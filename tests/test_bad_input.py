@@ -35,6 +35,7 @@ import lerobot_writer
 import realrobot
 import report
 import reproduce
+import robot_trials
 import runs
 import seen
 import toy
@@ -61,6 +62,7 @@ for module in (
     realrobot,
     report,
     reproduce,
+    robot_trials,
     runs,
     seen,
     toy,
