@@ -2,9 +2,55 @@
 
 The policy writes waypoints, some tens a second. The arm's servo reads the plan between them, at the
 robot's own rate. A new chunk of waypoints overwrites the future of the plan, never its past.
+`schedule` and `ensembled` make a chunk's waypoints, `Plan` is what the servo reads.
 """
 
 import numpy as np
+
+from twin_model import ARM
+
+ENSEMBLE = 0.01  # the oldest chunk counts most: weights exp(-ENSEMBLE i), i = 0 the oldest
+
+
+def schedule(chunk, t_obs, now, dt, T_o):
+    """A chunk's targets that are still ahead -> their times (n,) and points (n, 2, 7), n >= 1.
+
+    chunk (T_p, 14). Its action k is where the arms shall be at t_obs + (k - T_o + 2) dt: that of
+    the newest observation is k = T_o - 1, and leads to a step later. What is less than half a step
+    ahead is dropped, or the arms would jerk. If nothing is left, the last target goes to the next
+    step.
+    """
+    actions = np.asarray(chunk, float)[T_o - 1 :]
+    times = t_obs + dt * np.arange(1, len(actions) + 1)
+    points = actions.reshape(-1, 2, ARM)
+    ahead = times > now + dt / 2
+    if not ahead.any():
+        return np.array([now + dt]), points[-1:]
+    return times[ahead], points[ahead]
+
+
+def ensembled(chunks, times, dt):
+    """The weighted mean of chunks at times (n,): points (n, 2, 7).
+
+    chunks: (the time of the first action, actions (m, 14) a step of dt apart) of the newest ones,
+    the oldest first. Each counts where its times reach, the newest everywhere. The grippers are the
+    newest chunk's: half closed is no mean of open and closed.
+    """
+    first = np.array([t for t, _ in chunks])
+    actions = np.stack([own for _, own in chunks])  # (C, m, 14)
+    C, m, _ = actions.shape
+    place = (times - first[:, None]) / dt  # (C, n) in steps
+    reach = (place > -1e-6) & (place < m - 1 + 1e-6)
+    reach[-1] = True
+    place = np.clip(place, 0, m - 1)
+    low = place.astype(int)
+    part = (place - low)[..., None]
+    row = np.arange(C)[:, None]
+    there = (1 - part) * actions[row, low] + part * actions[row, np.minimum(low + 1, m - 1)]
+    weight = np.exp(-ENSEMBLE * np.arange(C))[:, None] * reach
+    mean = np.einsum("cn,cnk->nk", weight / weight.sum(0), there).reshape(-1, 2, ARM)
+    mean[..., 6] = there[-1].reshape(-1, 2, ARM)[..., 6]
+    return mean
 
 
 class Plan:

@@ -19,7 +19,8 @@ import realrobot
 import robot_spacemouse
 import robot_switch
 from commands import BadInput
-from realrobot import ARM, D_A, Loop, ensembled, schedule
+from plan import ensembled, schedule
+from realrobot import ARM, D_A, Loop
 from robot_cameras import Cameras, recorded
 from robot_log import COLUMNS, Log
 from robot_motion import go_home, move, targets
