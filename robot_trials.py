@@ -4,9 +4,10 @@
   python robot_trials.py ckpt.pt --camera-hz 60 --network-ms 5
 
 It is the loop of `realrobot.py run --robot twin`, with its limits, its servos and its cameras, but
-the clock is the simulation's, so a run repeats to the digit on a machine, whatever else that does. What the wall clock decides there are flags here: how long the network takes, and how old a
-frame is when it arrives. evaluate.py knows neither: there the arms wait for the policy, and frames
-and arms are of one moment. So the difference of the two is what the loop costs.
+the clock is the simulation's, so a run repeats to the digit on a machine, whatever else that does.
+What the wall clock decides there are flags here: how long the network takes, and how old a frame is
+when it arrives. evaluate.py knows neither: there the arms wait for the policy, and frames and arms
+are of one moment. So the difference of the two is what the loop costs.
 """
 
 import startup  # noqa: F401 - first, see there
