@@ -15,6 +15,7 @@ import startup  # noqa: F401 - first, see there
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -302,14 +303,16 @@ def with_interval(name, result, digits):
 # ---- video --------------------------------------------------------------------------------------
 
 
-def save_gif(path, frames, every=4, columns=4, size=160):
-    """Tile episodes (lists of (H, W, 3) uint8 frames) into one GIF: every 4th frame, size pixels.
+def save_gif(path, frames, most=75, columns=4, size=160):
+    """Tile episodes (lists of (H, W, 3) uint8 frames) into one GIF, each `size` pixels wide.
 
-    It plays at 3 times real time where a frame is a tenth of a second.
+    Of many frames it shows `most` at equal distances: of 300 every fourth. It plays at 3 times real
+    time where a frame is a tenth of a second.
     """
     from PIL import Image
 
     n = max(map(len, frames))
+    every = math.ceil(n / most)
     frames = [f + [f[-1]] * (n - len(f)) for f in frames]  # a finished episode holds its last frame
     blank = np.full_like(frames[0][0], 255)
     frames += [[blank] * n] * (-len(frames) % columns if len(frames) > columns else 0)

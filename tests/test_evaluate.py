@@ -393,11 +393,12 @@ def test_save_gif(tmp_path, lengths, size):
     frames = [
         [np.full((16, 20, 3), rng.integers(0, 200), np.uint8) for _ in range(n)] for n in lengths
     ]
-    save_gif(tmp_path / "x.gif", frames, every=3, columns=4, size=20)
+    most = -(-max(lengths) // 3)
+    save_gif(tmp_path / "x.gif", frames, most=most, columns=4, size=20)
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.format == "GIF"
         assert gif.size == size
-        assert gif.n_frames == -(-max(lengths) // 3)
+        assert gif.n_frames == most
         at = gif.n_frames - 1
         gif.seek(at)
         last = np.asarray(gif.convert("RGB"))
@@ -406,7 +407,7 @@ def test_save_gif(tmp_path, lengths, size):
         assert abs(int(shown) - int(episode[min(len(episode) - 1, 3 * at)][0, 0, 0])) < 8
     if len(lengths) == 5:
         assert (last[16:, 20:] > 247).all()  # the empty places are white
-    save_gif(tmp_path / "x.gif", frames, every=3, columns=4, size=40)
+    save_gif(tmp_path / "x.gif", frames, most=most, columns=4, size=40)
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.size == (2 * size[0], 2 * size[1])
 
