@@ -173,9 +173,26 @@ def half_ways(results):
         the surrogate's gradient in that update. The flags of the last four ways are in commit
         482e2eb alone. The curves are `results/pusht_half.csv`.""")
     yield table(HALF_HEAD, lines)
+    yield half_verdict(own, default)
     missing = [what for name, what in HALF_WORDS.items() if not select(own, setting=name)]
     if missing:
         yield paragraph(f"Not run yet: {'; '.join(missing)}.")
+
+
+def half_verdict(own, default):
+    """Which ways end above the default, or below it, by more than the seeds differ."""
+    above = []
+    below = []
+    for name, what in HALF_WORDS.items():
+        difference = paired(select(own, setting=name), default, "after")
+        if name != "pusht-half-default" and difference.excludes_zero():
+            (above if difference.mean > 0 else below).append(what)
+    verdict = "**The default stays:** no other way ends above it by more than the seeds differ."
+    if above:
+        verdict = f"Above the default, by more than the seeds differ: {'; '.join(above)}."
+    if below:
+        verdict += f" Below it, by more than that: {'; '.join(below)}."
+    return paragraph(verdict)
 
 
 def along(curves, runs):
