@@ -38,6 +38,7 @@ STAGE2_WORDS = {
 HALF_WORDS = {
     "pusht-half-default": "the default flags",
     "pusht-half-z-alone": "z alone explores (`--sigma 0.02`)",
+    "pusht-half-more": "half the noise, twice the chunks (`--sigma 0.04 --num-envs 200`)",
     "pusht-half-quiet": "a quarter of the episodes without noise, for the critic",
     "pusht-half-quiet-critic": "the same, and the critic learns from these alone",
     "pusht-half-quiet-anchor": "the same quarter, and the anchor holds in its states alone",
@@ -168,7 +169,8 @@ def half_ways(results):
     yield paragraph("""Early policies (2000 steps of Stage 1, seeds 0, 1 and 2), the same ones for
         every way, 50 iterations, whose noise falls to half in the second half; 200 unused starts.
         The default explores by smooth noise of a size that costs 5 % of the score; with `--sigma
-        0.02` nearly all that differs between two tries is z. Episodes without noise do not teach
+        0.02` nearly all that differs between two tries is z. Twice the chunks an iteration are half the
+        iterations, evaluated twice as often. Episodes without noise do not teach
         the actor, so it has a quarter fewer. A state that has moved by the bound gets no more of
         the surrogate's gradient in that update. The flags of the last four ways are in commit
         482e2eb alone. The curves are `results/pusht_half.csv`.""")

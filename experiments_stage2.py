@@ -40,13 +40,13 @@ def pusht_stage2(of, *, steps, anchor=True, removed="", stage1=(), stage1_seed=N
     )
 
 
-def half_stage2(name, *flags, removed=""):
-    """A way to explore on Push-T: early policies, half the iterations, one commit for all ways."""
+def half_stage2(name, *flags, iterations=50, removed=""):
+    """A way to explore on Push-T: early policies, half of the default's environment steps."""
     return Experiment(
         group="stage2",
         name=f"pusht-half-{name}",
         stage1=("--K", 4, "--temp", 0.2),
-        stage2=("--num-iterations", 50, *flags),
+        stage2=("--num-iterations", iterations, *flags),
         budget=Budget(2000, "steps"),
         starts=(STANDARD, UNUSED),
         result="stage2.csv",
@@ -104,6 +104,7 @@ TRIED = "its flags were tried in commit 482e2eb and are gone"
 HALF = (
     half_stage2("default"),
     half_stage2("z-alone", "--sigma", 0.02),
+    half_stage2("more", "--sigma", 0.04, "--num-envs", 200, "--eval-every", 5, iterations=25),
     half_stage2("quiet", *QUIET, removed=TRIED),
     half_stage2("quiet-critic", *QUIET, "--quiet-critic", removed=TRIED),
     half_stage2("quiet-anchor", *QUIET, "--quiet-anchor", removed=TRIED),
