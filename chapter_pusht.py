@@ -111,10 +111,11 @@ def sizes(results):
     yield "### Smaller networks on the same demonstrations"
     yield made("python dbp_train.py --task pusht --K 4 --temp 0.2 --threads 1 --dims 32 64", rows)
     yield paragraph("""8000 steps each; one core with others at work beside it, so the minutes are
-        too many. The last row is the policy of the README's first command. The times of one action
-        are of seed 0 on one idle core, the three networks in turn, means of two turns of 1500
-        actions, as an ONNX file and in eager torch (`python bench.py infer --onnx FILE --threads
-        1`).""")
+        too many. The last row is the policy that the README's first command made with `--threads
+        1`, as in the chapter on Stage 2. The times of one action are of networks with seed 0 on one
+        idle core, in turn, means of two turns of 1500 actions, as an ONNX file and in eager torch
+        (`python bench.py infer --onnx FILE --threads 1`); the last row's network was another one of
+        its size.""")
     yield table(
         "Channels | Parameters, M | Seeds | Score, 50 standard starts | 200 unused starts"
         " | Success on both | Minutes | ONNX, p50, p99, ms | Eager, p50, p99, ms",

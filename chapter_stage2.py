@@ -187,8 +187,12 @@ def half_verdict(own, default):
     below = []
     for name, what in HALF_WORDS.items():
         difference = paired(select(own, setting=name), default, "after")
-        if name != "pusht-half-default" and difference.excludes_zero():
-            (above if difference.mean > 0 else below).append(what)
+        if name == "pusht-half-default" or not difference.excludes_zero():
+            continue
+        if difference.mean > 0:
+            above.append(what)
+        else:
+            below.append(what)
     verdict = "**The default stays:** no other way ends above it by more than the seeds differ."
     if above:
         verdict = f"Above the default, by more than the seeds differ: {'; '.join(above)}."
