@@ -2,7 +2,7 @@
 
 from cells import by_seed, cell, made, paragraph, score, table
 from experiment_row import STANDARD
-from experiments_suites import SUITE, SUITES, scene_of
+from experiments_suites import SUITE, SUITES, batch_of, scene_of
 from tables import at, column, select
 
 SUITE_WORDS = {
@@ -15,6 +15,7 @@ SUITE_WORDS = {
     "delta": "DBP, delta actions",
     "state": "DBP, from numbers",
     "no-to-end": "the same, `--no-to-end`",
+    "long": "DBP, `--dims 32 64`, {steps:,} steps of {batch}",
 }
 TITLES = {
     "blockpush": "BlockPush",
@@ -86,7 +87,9 @@ def scene_table(scene, rows):
         reached = [cell(own, name, 2) for name in stages]
         lines.append(
             [
-                SUITE_WORDS[experiment.name],
+                SUITE_WORDS[experiment.name].format(
+                    steps=experiment.budget.amount, batch=batch_of(experiment)
+                ),
                 cell(own, "nfe", 0),
                 len(own),
                 score(own),

@@ -1,9 +1,8 @@
 """The experiments of the suites with stages or arms, by scripted data: Table I's, and two UR5 arms.
 
 Every setting learns from successes of the task's scripted expert: those that ship if there are as
-many, else `reproduce.py suites` records them first. All settings of a task take as many steps.
-
-All learn with the network that is the default on a CPU, on a GPU, too. With steps of 256
+many, else `reproduce.py suites` records them first. All settings of a task but "long" take as many
+steps, and learn with the network that is the default on a CPU, on a GPU, too. With steps of 256
 observations a training takes hours on a CPU core: add --device cuda where there is one.
 """
 
@@ -49,17 +48,19 @@ SUITE_PAPER = {
 }
 
 
-def setting(scene, name, *stage1, task=None, nfe=1, seeds=(0, 1, 2)):
-    """A setting of a scene. task: its name, if it is not the scene's."""
+def setting(scene, name, *stage1, task=None, nfe=1, seeds=(0, 1, 2), steps=None, batch=None):
+    """A setting of a scene. task: its name; steps, batch: if they are not the scene's."""
     suite = SUITE[scene]
+    steps = steps or suite.steps
+    batch = batch or suite.batch
     return Experiment(
         group="suites",
         name=name,
         task=task or scene,
-        stage1=("--batch", suite.batch, *stage1),
+        stage1=("--batch", batch, *stage1),
         nfe=(nfe,),
         seeds=seeds,
-        budget=Budget(suite.steps, "steps"),
+        budget=Budget(steps, "steps"),
         demos=suite.demos,
         starts=(STANDARD,),
         paper=SUITE_PAPER.get(scene) if name == "dbp" else None,
@@ -67,6 +68,12 @@ def setting(scene, name, *stage1, task=None, nfe=1, seeds=(0, 1, 2)):
         keys=KEYS,
         command=f"python reproduce.py suites --tasks {scene} --settings {shlex.quote(name)}",
     )
+
+
+def long(scene, steps, batch, task=None):
+    """A network of 0.6 M parameters for many steps: what a CPU core manages in about an hour."""
+    small = ("--dims", 32, 64)
+    return setting(scene, "long", *small, task=task, seeds=(0,), steps=steps, batch=batch)
 
 
 SUITES = (
@@ -78,6 +85,10 @@ SUITES = (
     *(setting(scene, "state", task=f"{scene}-state") for scene in UR5),
     setting("ur5-lift", "no-to-end", "--no-to-end", task="ur5-lift-state", seeds=(0,)),
     *(setting(scene, "dbp") for scene in UR5),
+    long("ur5-transport", 30_000, 32, task="ur5-transport-state"),
+    long("tool-hang", 40_000, 128),
+    long("transport", 40_000, 128),
+    long("blockpush", 50_000, 128),
     setting("can", "step", "--mode", "step"),
     setting("can", "diffusion", *DIFFUSION, nfe=100),
     setting("square", "diffusion", *DIFFUSION, nfe=100),
@@ -93,3 +104,9 @@ SUITES = (
 def scene_of(task):
     """The scene of a task of the table, whose data it shares."""
     return task.removesuffix("-delta").removesuffix("-state")
+
+
+def batch_of(experiment):
+    """The observations of a step of an experiment's training."""
+    flags = experiment.stage1
+    return flags[flags.index("--batch") + 1]

@@ -8,7 +8,7 @@ from baselines import prepare
 from commands import BadInput
 from data import load
 from envs import task_named
-from experiments_suites import SUITE, SUITES, scene_of
+from experiments_suites import SUITE, SUITES, batch_of, scene_of
 from policy import Policy
 from reproduce_clouds import EXPERT_SEED
 from reproduce_runs import HERE, about, dims_of, finished, given, network_of, scored, trial
@@ -77,7 +77,7 @@ def suite_run(experiment, seed, args):
     modes = list(result.get("modes", {}).items())[:MODES]
     row |= {
         "demos": demos,
-        "batch": args.batch or SUITE[scene].batch,
+        "batch": args.batch or batch_of(experiment),
         **figures,
         **{name: result.get(name) for name in STAGES},
         "modes": " ".join(f"{name}:{share:.2f}" for name, share in modes),
