@@ -5,12 +5,14 @@ what came out. Nothing is computed here. Every row names the command that makes 
 it fills, so that each figure can be traced back.
 """
 
+import shlex
 from dataclasses import dataclass
 
 from experiment_row import (
     CHOICE,
     CLOUD_STARTS,
     FRESH,
+    IMAGE_STARTS,
     STANDARD,
     UNUSED,
     Budget,
@@ -107,6 +109,29 @@ MULTIMODAL = tuple(
     )
     for method, flags in COMPARED.items()
 )
+
+# ---- Push-T from images -------------------------------------------------------------------------
+
+
+def image(name, *flags):
+    """Push-T from images with a network of 0.8 M parameters: about an hour of one core."""
+    return Experiment(
+        group="image",
+        name=name,
+        task="pusht-image",
+        stage1=("--dims", 32, 64, *flags),
+        budget=Budget(36_000, "steps"),
+        eval_every=6000,
+        starts=(STANDARD, IMAGE_STARTS),
+        paper=0.89,
+        result="pusht_image.csv",
+        curve="pusht_image_curve.csv",
+        keys=("setting", "seed", "episodes", "start_seed"),
+        command=f"python reproduce.py image --settings {shlex.quote(name)} --threads 1",
+    )
+
+
+IMAGES = (image("small"), image("small, memory 16", "--memory", 16))
 
 # ---- Table II: point clouds ---------------------------------------------------------------------
 
@@ -407,6 +432,7 @@ EXPERIMENTS = (
     *FLAGS,
     *STAGE2,
     *STAGE2_COARSE,
+    *IMAGES,
     *SUITES,
 )
 # What `reproduce.py queue` works through: experiments with the seeds that come before the next.
@@ -415,6 +441,8 @@ QUEUE = (
     (PUSHT_CONVERGED, (1, 2)),
     (PUSHT_LONG, (0,)),
     (tuple(e for e in STAGE2 if not e.removed), (0, 1, 2)),
+    (IMAGES, (0,)),
+    (IMAGES, (1, 2)),
     (SUITES, (0,)),
     (SUITES, (1, 2)),
     (POINTCLOUD, (0,)),

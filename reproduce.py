@@ -24,6 +24,7 @@ from evaluate import START_SEED
 from experiments import ABLATIONS, CLOUDS, COMPARED, CONVERGING, EXPERIMENTS, QUEUE
 from files import Lock, check_folder, check_output
 from reproduce_clouds import pointcloud, survey
+from reproduce_image import image
 from reproduce_pusht import FORK_STEPS, ablate, efficiency, multimodal, pusht
 from reproduce_runs import BATCH, HERE, given
 from reproduce_stage2 import stage2, stage2_names
@@ -317,6 +318,23 @@ def add_stage2(sub):
         g.add_argument(flag, type=int, help="as in dbpo_ppo.py")
 
 
+def add_image(sub):
+    """The subcommand of Push-T from images."""
+    p = add_command(sub, "image", image)
+    p.add_argument("--settings", nargs="+", help="those settings alone; all if not given")
+    p.add_argument("--out", default="runs", help="folder of the run folders")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+    p.add_argument("--device", help="torch device; dbp_train.py's choice if not given")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument(
+        "--one-process", action="store_true", help="evaluate with all simulators in one process"
+    )
+    g = p.add_argument_group("a trial, in rows of its own, instead of the table's settings")
+    g.add_argument("--data", help="demonstrations; see dbp_train.py")
+    g.add_argument("--steps", type=int, help="optimiser steps")
+    g.add_argument("--episodes", type=int, help="episodes of an evaluation")
+
+
 def add_suites(sub):
     """The subcommand of Table I's other suites and of the UR5 arms."""
     p = add_command(sub, "suites", suites)
@@ -346,6 +364,7 @@ def parse(argv=None):
             "python reproduce.py ablate K --steps 3000",
             "python reproduce.py ablate beyond --steps 3000 --start-seed 200000 --episodes 200",
             "python reproduce.py stage2 --tasks hopper --seeds 0 1 2 --no-anchor",
+            "python reproduce.py image --settings small --seeds 0",
             "python reproduce.py suites --tasks blockpush --settings dbp 'K 4' --seeds 0",
             "python reproduce.py pointcloud --tasks metaworld-door-open --epochs 150 --every 50",
             "python reproduce.py survey",
@@ -359,6 +378,7 @@ def parse(argv=None):
     )
     add_pusht(sub)
     add_stage2(sub)
+    add_image(sub)
     add_suites(sub)
     add_clouds(sub)
     p_queue = add_command(sub, "queue", queue)

@@ -85,7 +85,7 @@ FLOORS = (
     ("chapter_pusht", "chapter_ablations", "chapter_stage2", "chapter_suites"),
     ("report", "reproduce_runs"),
     ("reproduce_clouds", "reproduce_stage2"),
-    ("reproduce_suites", "reproduce_pusht"),
+    ("reproduce_suites", "reproduce_pusht", "reproduce_image"),
     ("reproduce",),
 )
 FLOOR = {name: n for n, names in enumerate(FLOORS) for name in names}

@@ -330,6 +330,36 @@ def test_suites(run, tmp_path):
     assert [(r["setting"], float(r["nfe"])) for r in rows] == [("delta-trial", 1), ("bc-trial", 1)]
 
 
+def test_image(run, demos, tmp_path):
+    """A training leaves a row for each set of starts and a curve, and is made once."""
+    flags = [
+        "image",
+        "--seeds",
+        0,
+        "--data",
+        demos,
+        "--steps",
+        50,
+        "--episodes",
+        2,
+        "--one-process",
+    ]
+    flags += ["--settings", "small, memory 16", *folders(tmp_path)]
+    assert "--memory 16" in run(*flags)
+    rows = read(tmp_path / "results" / "pusht_image.csv")
+    assert [r["start_seed"] for r in rows] == ["100000", "600000"]
+    for row in rows:
+        told = [row[k] for k in ("setting", "steps", "demos", "encoder", "dims", "episodes")]
+        assert told == ["small, memory 16-trial", "50", "3", "small", "32 64", "2"]
+        assert float(row["least_diversity"]) == float(row["diversity"]) > 0
+    (point,) = read(tmp_path / "results" / "pusht_image_curve.csv")
+    assert point["run"] == "small, memory 16-trial, seed 0" and point["step"] == "50"
+    assert float(point["score"]) == pytest.approx(float(rows[0]["score"]), abs=1e-4)
+    assert "dbp_train.py" not in run(*flags)
+    with pytest.raises(BadInput, match="--settings huge: choose from small, small, memory 16"):
+        run("image", "--settings", "huge", *folders(tmp_path))
+
+
 def test_suites_record_what_does_not_ship(tmp_path, monkeypatch):
     """The scripted demonstrations are made once, where fewer than are wanted ship."""
     args = reproduce.parse(["suites", "--out", str(tmp_path)])
