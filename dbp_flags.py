@@ -17,7 +17,15 @@ SMALL_DIMS = (64, 128, 256)  # on a CPU (note 3)
 TINY_DIMS = (64, 128)  # on a CPU, for chunks of fewer than 8 steps
 DBP_DEFAULTS = {"K": 4, "temp": [0.2], "mode": "chunk", "spread": 0.0, "memory": 0}
 DBP_ONLY = ("temp", "mode", "spread", "memory")  # the flags that no other method uses
-OF_CAMERAS = ("encoder", "shared_cameras", "pool", "vision_weights", "shift", "jitter")  # flags
+OF_CAMERAS = (  # flags
+    "encoder",
+    "shared_cameras",
+    "pool",
+    "vision_weights",
+    "freeze_encoder",
+    "shift",
+    "jitter",
+)
 LENGTHS = ("epochs", "steps", "minutes")  # flags that say how long to train
 
 
@@ -137,6 +145,12 @@ def add_cameras(p):
         "--vision-weights",
         metavar="FILE",
         help="start ResNet18's convolutions from torchvision's file resnet18-f37072fd.pth",
+    )
+    g.add_argument(
+        "--freeze-encoder",
+        action="store_true",
+        default=None,
+        help="keep the cameras' encoders as --init brings them (beyond the paper)",
     )
     g.add_argument(
         "--shift",
@@ -357,6 +371,8 @@ def choose_encoder(args, task, gpu):
         refuse_flags(args, ["shared_cameras"], f"{task.name}, which has one camera")
     if args.init:
         refuse_flags(args, ["vision_weights"], "--init, which brings all weights")
+    elif not args.resume:
+        refuse_flags(args, ["freeze_encoder"], "a run without --init, whose encoders know nothing")
     if args.encoder is None:
         args.encoder = "resnet18" if gpu else "small"
         print(f"--encoder {args.encoder} (small on a CPU, resnet18 on a GPU)")

@@ -394,6 +394,9 @@ def new_policy(args, task, windows):
         spread_outputs(policy.net, args.spread, policy.latent(500), policy.features(first))
     if args.init:
         start_from(policy, args.init, args.device)
+    if args.freeze_encoder:
+        for camera in policy.encoder.cameras:
+            camera.requires_grad_(False)
     return policy
 
 
