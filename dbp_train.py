@@ -161,7 +161,7 @@ class Training:
         self.policy = new_policy(args, task, self.windows)
         self.ema = EMA(self.policy, args.ema, args.ema_power)
         self.opt = torch.optim.AdamW(
-            self.policy.parameters(),
+            [p for p in self.policy.parameters() if p.requires_grad],
             args.lr,
             betas=args.betas,
             weight_decay=args.weight_decay,
