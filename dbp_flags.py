@@ -22,7 +22,7 @@ OF_CAMERAS = (  # flags
     "shared_cameras",
     "pool",
     "vision_weights",
-    "freeze_encoder",
+    "teach",
     "shift",
     "jitter",
 )
@@ -147,10 +147,11 @@ def add_cameras(p):
         help="start ResNet18's convolutions from torchvision's file resnet18-f37072fd.pth",
     )
     g.add_argument(
-        "--freeze-encoder",
-        action="store_true",
-        default=None,
-        help="keep the cameras' encoders as --init brings them (beyond the paper)",
+        "--teach",
+        type=int,
+        metavar="STEPS",
+        help="teach the encoders what the task by numbers observes, for that many steps, and then "
+        "keep them (beyond the paper; only for simulated data)",
     )
     g.add_argument(
         "--shift",
@@ -326,6 +327,7 @@ def check_ranges(args):
         "epochs",
         "steps",
         "minutes",
+        "teach",
         "lr",
         "max_grad_norm",
         "ema_power",
@@ -371,8 +373,7 @@ def choose_encoder(args, task, gpu):
         refuse_flags(args, ["shared_cameras"], f"{task.name}, which has one camera")
     if args.init:
         refuse_flags(args, ["vision_weights"], "--init, which brings all weights")
-    elif not args.resume:
-        refuse_flags(args, ["freeze_encoder"], "a run without --init, whose encoders know nothing")
+        refuse_flags(args, ["teach"], "--init, which brings all weights")
     if args.encoder is None:
         args.encoder = "resnet18" if gpu else "small"
         print(f"--encoder {args.encoder} (small on a CPU, resnet18 on a GPU)")

@@ -42,6 +42,7 @@ from saves import (
     restoring,
     run_until_interrupted,
 )
+from teach import freeze, numbers_of, teach
 from vision import augmented, take_convolutions
 
 FREE_ON_RESUME = {
@@ -159,6 +160,12 @@ class Training:
         self.n = min(args.batch, len(self.windows))  # of a batch, all processes together
         self.per_epoch = len(self.windows) // self.n  # a last, smaller batch is left out
         self.policy = new_policy(args, task, self.windows)
+        if args.teach:
+            if not args.resume:
+                numbers = numbers_of(task, episodes, args)
+                quiet = ranks.rank > 0
+                teach(self.policy, self.windows, numbers, args, self.changed, quiet)
+            freeze(self.policy)
         self.ema = EMA(self.policy, args.ema, args.ema_power)
         self.opt = torch.optim.AdamW(
             [p for p in self.policy.parameters() if p.requires_grad],
@@ -197,17 +204,17 @@ class Training:
         ranks = ALONE if self.args.method == "dbp" else self.ranks
         return step_seed(self.args.seed, self.step, rank=ranks.rank, world=ranks.world)
 
+    def changed(self, obs, generator, **how):
+        """Observations whose pictures are changed at random, as the flags say."""
+        args = self.args
+        shift = args.shift or 0
+        jitter = args.jitter or 0.0
+        crop = self.policy.encoder.crop
+        return augmented(obs, generator, crop=crop, shift=shift, jitter=jitter, **how)
+
     def augmented(self, obs):
-        """Observations whose pictures are changed at random; the step fixes how."""
-        return augmented(
-            obs,
-            self.generator,
-            crop=self.policy.encoder.crop,
-            shift=self.args.shift or 0,
-            jitter=self.args.jitter or 0.0,
-            n=self.n,
-            share=self.ranks.share,
-        )
+        """The observations of a step, whose pictures are changed at random; the step fixes how."""
+        return self.changed(obs, self.generator, n=self.n, share=self.ranks.share)
 
     def gradients(self):
         """Take the gradients of this step's loss. Returns the loss, detached, and its figures."""
@@ -394,9 +401,6 @@ def new_policy(args, task, windows):
         spread_outputs(policy.net, args.spread, policy.latent(500), policy.features(first))
     if args.init:
         start_from(policy, args.init, args.device)
-    if args.freeze_encoder:
-        for camera in policy.encoder.cameras:
-            camera.requires_grad_(False)
     return policy
 
 

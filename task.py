@@ -124,6 +124,7 @@ class Task:
     url: str = None  # the official archive, for `python data.py download`
     sha256: dict = field(default_factory=dict)  # array of the archive -> sha256 of its bytes
     optional: tuple = ()  # arrays of the archive that may be missing: nothing reads them
+    numbers: str = None  # of one with cameras: the task by numbers that reads the same files
     minari: str = None  # the data set's name in Minari, for `python data.py download`
     env_id: str = None  # the gymnasium id that Minari's data says it was recorded in
     expert: Callable = None  # (env, i, states) -> one demonstration's arrays, or None if it failed

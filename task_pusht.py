@@ -363,6 +363,7 @@ PUSHT_IMAGE = replace(
     arrays=("img", "state"),
     observations=image_observations,
     render=render,
+    numbers="pusht",
     optional=("data/keypoint", "data/n_contacts"),
     draw=None,
     paper={"DBP": 0.89, "Diffusion Policy": 0.91},

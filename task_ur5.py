@@ -251,6 +251,7 @@ def ur5_task(scene, image):
         arrays=arrays,
         observations=partial(observations, image),
         render=partial(render, scene) if image else None,
+        numbers=f"{scene}-state" if image else None,
         expert=partial(demonstration, scene),
         varies=True,
         limits={} if image else limits(scene),

@@ -303,23 +303,6 @@ def test_vision_weights(tmp_path, flags, quick):
     train(*flags, "--lr", 1e-12, "--resume")
 
 
-def test_frozen_encoders(tmp_path, flags, quick):
-    """They stay as they were while the generator learns; a resumed run needs no --init."""
-    small = [*flags, "--encoder", "small", "--batch", 4, "--steps", 2]
-    train(*small, "--out", tmp_path / "first")
-    start = tmp_path / "first" / "ckpt.pt"
-    frozen = [*small, "--freeze-encoder", "--out", tmp_path / "r"]
-    train(*frozen, "--init", start)
-    train(*frozen, "--resume")
-    before, after = (Policy.load(p)[0] for p in (start, tmp_path / "r" / "ckpt.pt"))
-    moved = [
-        name
-        for name, weight in after.state_dict().items()
-        if not torch.equal(weight, before.state_dict()[name])
-    ]
-    assert moved and not any(name.startswith("encoder") for name in moved)
-
-
 def test_vision_weights_that_are_not(tmp_path, flags, quick, capsys):
     """A wrong shape, another network, a damaged file, none: one line each, and no run folder."""
     wrong = write_weights(tmp_path / "wrong.pth", **{"conv1.weight": torch.zeros(64, 3, 3, 3)})
@@ -350,8 +333,9 @@ def test_vision_weights_that_are_not(tmp_path, flags, quick, capsys):
         ("one-camera", "--shared-cameras", "is not used by one-camera, which has one camera"),
         ("two-cameras", "--pool average", "--pool is not used by --encoder small: leave it out"),
         ("two-cameras", "--vision-weights x", "--vision-weights is not used by --encoder small"),
-        ("two-cameras", "--freeze-encoder", "is not used by a run without --init"),
-        ("pusht", "--freeze-encoder --init x", "is not used by pusht, which has no camera"),
+        ("pusht", "--teach 5", "--teach is not used by pusht, which has no camera"),
+        ("two-cameras", "--teach 5 --init x", "--teach is not used by --init, which brings all"),
+        ("two-cameras", "--teach 0", "--teach must be above 0, not 0"),
         ("two-cameras", "--shift 34", "--shift must lie in 0 .. 33, not 34"),
         ("two-cameras", "--shift -1", "--shift must lie in 0 .. 33, not -1"),
         ("two-cameras", "--jitter 1", "--jitter must lie in [0, 1), not 1.0"),

@@ -77,6 +77,7 @@ FLOORS = (
         "robot_view",
         "robot_check",
     ),
+    ("teach",),
     ("toy", "dbp_train", "dbpo_ppo", "experts", "realrobot", "plots_stage2"),
     ("robot_trials",),
     ("plots",),
