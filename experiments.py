@@ -113,15 +113,15 @@ MULTIMODAL = tuple(
 # ---- Push-T from images -------------------------------------------------------------------------
 
 
-def image(name, *flags):
+def image(name, *flags, steps=36_000, eval_every=6000):
     """Push-T from images with a network of 0.8 M parameters: about an hour of one core."""
     return Experiment(
         group="image",
         name=name,
         task="pusht-image",
         stage1=("--dims", 32, 64, *flags),
-        budget=Budget(36_000, "steps"),
-        eval_every=6000,
+        budget=Budget(steps, "steps"),
+        eval_every=eval_every,
         starts=(STANDARD, IMAGE_STARTS),
         paper=0.89,
         result="pusht_image.csv",
@@ -131,7 +131,11 @@ def image(name, *flags):
     )
 
 
-IMAGES = (image("small"), image("small, memory 16", "--memory", 16))
+IMAGES = (
+    image("taught", "--teach", 6000, steps=8000, eval_every=2000),
+    image("small"),
+    image("small, memory 16", "--memory", 16),
+)
 
 # ---- Table II: point clouds ---------------------------------------------------------------------
 
