@@ -70,23 +70,31 @@ def pusht_score(results):
     return figure
 
 
+IMAGE_RUNS = {  # what a run's name begins with: its colour, and what it is
+    "taught, seed": ("tab:green", "from images, encoder taught first (--teach)"),
+    "small, seed": (COLOURS["dbp"], "from images, channels 32 64"),
+    "12000 steps, seed": ("tab:orange", "from images, channels 64 128 256"),
+}
+
+
 def pusht_image(results):
     """Score over the steps of Stage 1, from images and from key points."""
     figure, (ax,) = sheet(6.5, 4)
-    for name, colour, what in (
-        (HUMAN.curve, "0.6", "from key points"),
-        ("pusht_image_curve.csv", COLOURS["dbp"], "from images"),
-    ):
-        rows = results.rows(name)
-        if not rows:
-            return None
-        runs = [points_of(rows, run, "step") for run in dict.fromkeys(r["run"] for r in rows)]
-        curves(ax, runs, colour, what)
+    known = results.rows(HUMAN.curve)
+    rows = results.rows("pusht_image_curve.csv")
+    if not known or not rows:
+        return None
+    names = dict.fromkeys(r["run"] for r in known)
+    curves(ax, [points_of(known, name, "step") for name in names], "0.6", "from key points")
+    for begins, (colour, what) in IMAGE_RUNS.items():
+        names = dict.fromkeys(r["run"] for r in rows if r["run"].startswith(begins))
+        if names:
+            curves(ax, [points_of(rows, name, "step") for name in names], colour, what)
     ax.set(
         title="Push-T: DBP on 206 human demonstrations, 50 standard starts",
         xlabel="Training steps",
         ylabel=SCORE,
-        xlim=(0, 12000),
+        xlim=(0, None),
         ylim=(0, 1),
     )
     ax.legend(frameon=False, loc="lower right")

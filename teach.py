@@ -3,8 +3,7 @@
 `dbp_train.py --teach N` fits the cameras' encoders for N steps to what the task by numbers
 observes, such as the key points of Push-T, which simulated demonstrations tell. Stage 1 then keeps
 them as they are. Its own loss teaches an encoder the pose slowly, and unteaches one that knows it
-(RESULTS.md, Push-T from images). Where nothing tells the numbers, as on a robot, there is no
-`--teach`.
+(note 62). Where nothing tells the numbers, as on a robot, there is no `--teach`.
 """
 
 import math
