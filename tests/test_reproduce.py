@@ -356,7 +356,7 @@ def test_image(run, demos, tmp_path):
     assert point["run"] == "small, memory 16-trial, seed 0" and point["step"] == "50"
     assert float(point["score"]) == pytest.approx(float(rows[0]["score"]), abs=1e-4)
     assert "dbp_train.py" not in run(*flags)
-    with pytest.raises(BadInput, match="--settings huge: choose from small, small, memory 16"):
+    with pytest.raises(BadInput, match="--settings huge: choose from taught, small"):
         run("image", "--settings", "huge", *folders(tmp_path))
 
 
