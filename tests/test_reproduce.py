@@ -410,6 +410,7 @@ def test_no_run_of_the_queue_is_a_trial():
     is_trial = {
         "pusht": reproduce_pusht.is_trial,
         "stage2": lambda e, args: reproduce_stage2.is_trial(args),
+        "image": lambda e, args: args.steps or args.episodes or args.data,
         "suites": lambda e, args: args.demos or args.batch,
         "pointcloud": lambda e, args: reproduce_clouds.changed(e, args) != (False, False, False),
     }
