@@ -380,9 +380,9 @@ def images(results):
     )
     yield "## Push-T from images"
     yield made("python reproduce.py image", rows) + (
-        " The first rows: one CPU core with another run on the other. From 3000 steps on: `python"
-        " dbp_train.py --task pusht-image --steps 3000 --encoder small`, one H100, thirteen"
-        " trainings on it at once, but the last row's alone."
+        " Channels 32 64: one CPU core with another run on the other. All other rows: `python"
+        " dbp_train.py --task pusht-image --steps 3000 --encoder small`, with the flags that they"
+        " name, on one H100, thirteen trainings on it at once, but the last row's alone."
     )
     yield paragraph("""Human demonstrations, drawn from their states. The paper has 0.89 for 100
         epochs of its network on 90 of them, in batches of 32: 33,000 steps. The minutes of

@@ -114,7 +114,7 @@ MULTIMODAL = tuple(
 
 
 def image(name, *flags, steps=36_000, eval_every=6000):
-    """Push-T from images with a network of 0.8 M parameters: about an hour of one core."""
+    """Push-T from images with a network of 0.8 M parameters, which a CPU core trains."""
     return Experiment(
         group="image",
         name=name,

@@ -57,7 +57,7 @@ def half_stage2(name, *flags, iterations=50, removed=""):
     )
 
 
-def image_stage2(iterations=60):
+def image_stage2():
     """Push-T from images: one policy of a small network, improved. The critic sees, too.
 
     Its encoder is most of an update's cost, so it takes fewer passes than on numbers.
@@ -67,7 +67,7 @@ def image_stage2(iterations=60):
         name="pusht-image",
         task="pusht-image",
         stage1=SMALL_IMAGE,
-        stage2=("--num-iterations", iterations, "--critic-epochs", 3),
+        stage2=("--num-iterations", 60, "--critic-epochs", 3),
         stage1_seed=0,
         budget=Budget(36_000, "steps"),
         starts=(STANDARD, UNUSED),

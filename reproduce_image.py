@@ -10,9 +10,9 @@ from envs import TASKS
 from evaluate import evaluate
 from experiments import IMAGES
 from policy import Policy
-from reproduce_runs import BATCH, about, finished, given, trial, values
+from reproduce_runs import BATCH, about, finished, given, missing_rows, trial, values
 from runs import SCORE_COLUMNS
-from tables import merge, read, select
+from tables import merge
 
 EARLY = 1000  # steps in which a clump of hypotheses would show (note 25)
 
@@ -32,16 +32,7 @@ def image_run(experiment, seed, args):
     """Train a setting unless it is done; put its curve and its scores into the tables."""
     name = trial(experiment.name, args.steps, args.episodes, args.data)
     table = Path(args.results, experiment.result)
-    rows = [
-        {
-            "setting": name,
-            "seed": seed,
-            "episodes": args.episodes or starts.episodes,
-            "start_seed": starts.first_seed,
-        }
-        for starts in experiment.starts
-    ]
-    rows = [row for row in rows if not select(read(table), **row)]
+    rows = missing_rows(table, name, seed, experiment, args.episodes)
     if not rows:
         return
     steps = args.steps or experiment.budget.amount

@@ -23,7 +23,7 @@ from experiment_row import Budget
 from files import read_bytes
 from made_up import random_obs
 from runs import commit, read_log
-from tables import Row
+from tables import Row, read, select
 from timing import timed
 
 HERE = Path(__file__).parent
@@ -87,6 +87,23 @@ def check_same(script, out, flags):
 def trial(name, *changed):
     """An experiment's name, with -trial where a flag that makes it another one was given."""
     return f"{name}-trial" if any(changed) else name
+
+
+def missing_rows(table, name, seed, experiment, episodes=None):
+    """The key columns of the rows, one for each set of starts, that a table does not hold yet.
+
+    name: the experiment's, or its trial's. episodes: instead of the experiment's.
+    """
+    rows = [
+        {
+            "setting": name,
+            "seed": seed,
+            "episodes": episodes or starts.episodes,
+            "start_seed": starts.first_seed,
+        }
+        for starts in experiment.starts
+    ]
+    return [row for row in rows if not select(read(table), **row)]
 
 
 def values(log, name):

@@ -11,9 +11,9 @@ from envs import task_named
 from evaluate import evaluate, smoothness
 from experiments_stage2 import STAGE2
 from policy import Policy
-from reproduce_runs import about, finished, given, network_of, trial, values
+from reproduce_runs import about, finished, given, missing_rows, network_of, trial, values
 from runs import SCORE_COLUMNS
-from tables import merge, read, select
+from tables import merge
 
 
 def stage2_names():
@@ -51,16 +51,7 @@ def stage2_run(experiment, seed, args):
     name = trial(experiment.name, is_trial(args))
     episodes = args.episodes or experiment.starts[0].episodes
     table = Path(args.results, experiment.result)
-    rows = [
-        {
-            "setting": name,
-            "seed": seed,
-            "episodes": args.episodes or starts.episodes,
-            "start_seed": starts.first_seed,
-        }
-        for starts in experiment.starts
-    ]
-    rows = [row for row in rows if not select(read(table), **row)]
+    rows = missing_rows(table, name, seed, experiment, args.episodes)
     if not rows:
         return
     before = stage1_checkpoint(experiment, seed, args)
