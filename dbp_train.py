@@ -42,7 +42,7 @@ from saves import (
     restoring,
     run_until_interrupted,
 )
-from teach import freeze, numbers_of, teach
+from teach import numbers_of, teach
 from vision import augmented, take_convolutions
 
 FREE_ON_RESUME = {
@@ -165,7 +165,7 @@ class Training:
                 numbers = numbers_of(task, episodes, args)
                 quiet = ranks.rank > 0
                 teach(self.policy, self.windows, numbers, args, self.changed, quiet)
-            freeze(self.policy)
+            self.policy.keep_cameras()
         self.ema = EMA(self.policy, args.ema, args.ema_power)
         self.opt = torch.optim.AdamW(
             [p for p in self.policy.parameters() if p.requires_grad],

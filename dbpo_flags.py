@@ -127,6 +127,12 @@ def add_rollout(p):
         help="move the pictures that the policy sees by up to that many pixels at random; 0: not "
         f"{by_task('shift')}",
     )
+    g.add_argument(
+        "--keep-encoder",
+        action="store_true",
+        help="keep the cameras' encoders as they are; the buffer then holds their features in the "
+        "place of pictures",
+    )
     g.add_argument("--one-process", action="store_true", help="keep all simulators in this process")
 
 
@@ -309,8 +315,9 @@ def fill_defaults(args, task):
     """Give the task's flags their defaults; refuse flags that have no use with the others."""
     if task.score == "sum" and args.success_bonus:
         raise BadInput(f"--success-bonus: {task.name} knows no success, leave it out")
-    if args.shift and not any(len(shape) == 3 for shape in task.obs.values()):
-        raise BadInput(f"--shift: {task.name} has no pictures, leave it out")
+    if not any(len(shape) == 3 for shape in task.obs.values()):
+        given = [k for k in ("shift", "keep_encoder") if getattr(args, k)]
+        refuse_flags(args, given, f"{task.name}, which has no camera")
     if args.sigma is not None:
         refuse_flags(args, ("noise_episodes",), "--sigma")
     if args.anchor == 0:

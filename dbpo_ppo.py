@@ -122,12 +122,14 @@ class Training:
         self.ranks = ranks
         self.interrupts = Interrupts(quiet=not ranks.first)
         self.timer = Timer(args.save_every)
+        if args.keep_encoder:
+            policy.keep_cameras()
         self.frozen = copy.deepcopy(policy).requires_grad_(False)  # theta_0 of Eq. 16
         self.sigma = args.sigma
         self.actor = Actor(policy, math.nan, args.sigma_range, args.rho)
         self.critic = Critic(policy)
-        self.opt_critic = torch.optim.Adam(self.critic.parameters(), eps=1e-5, fused=True)
-        self.opt_actor = torch.optim.Adam(self.actor.parameters(), eps=1e-5, fused=True)
+        self.opt_critic = torch.optim.Adam(learning(self.critic), eps=1e-5, fused=True)
+        self.opt_actor = torch.optim.Adam(learning(self.actor), eps=1e-5, fused=True)
         self.it = 0
         self.pace = 1.0
         self.env_steps = 0
@@ -155,7 +157,8 @@ class Training:
         self.bar = None
         if ranks.first:
             self.open_folder()
-        self.buffer = make_buffer(policy, args.num_steps, ranks.size(args.num_envs))
+        n = ranks.size(args.num_envs)
+        self.buffer = make_buffer(policy, args.num_steps, n, args.keep_encoder)
 
     def open_folder(self):
         """Begin or continue the log, say what is trained, and show the progress."""
@@ -310,9 +313,15 @@ class Training:
         )
 
 
+def learning(module):
+    """The parameters of a module that an update changes."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def buffer_bytes(policy, args, ranks):
     """How many bytes the buffer of a process will take."""
-    buffer = make_buffer(policy, args.num_steps, ranks.size(args.num_envs), device="meta")
+    n = ranks.size(args.num_envs)
+    buffer = make_buffer(policy, args.num_steps, n, args.keep_encoder, device="meta")
     return sum(v.nbytes for v in leaves(buffer))
 
 

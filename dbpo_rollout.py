@@ -61,10 +61,11 @@ def leaves(tree):
             yield v
 
 
-def make_buffer(policy, S, N, device=None):
+def make_buffer(policy, S, N, keep_encoder=False, device=None):
     """The tensors of a roll-out, each number once, time first (S, N, ...); pictures stay uint8.
 
-    device: the policy's if None; "meta" takes no memory and tells how much would be.
+    keep_encoder: features of pictures lie in their place. device: the policy's if None; "meta"
+    takes no memory and tells how much would be.
     """
 
     def zeros(*size, dtype=torch.float32):
@@ -74,6 +75,8 @@ def make_buffer(policy, S, N, device=None):
         name: zeros(policy.T_o, *spec["shape"], dtype=getattr(torch, spec["dtype"]))
         for name, spec in policy.specs.items()
     }
+    if keep_encoder:
+        obs |= {name: zeros(policy.T_o, C) for name, C in policy.frame_sizes.items()}
     return {
         "obs": obs,
         "progress": zeros(2),
@@ -119,6 +122,8 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
     for t in range(len(buffer["z"])):
         obs = policy.tensors(sims.obs)
         obs = augmented(obs, generator, shift=args.shift, n=sims.n, share=ranks.share)  # note 38
+        if args.keep_encoder:
+            obs = policy.seen(obs)
         buffer["progress"][t] = numbers(sims.progress())
         z = ranks.share(policy.latent(sims.n, generator=generator))
         if policy.method == "bc":
@@ -146,7 +151,8 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         buffer["ended"][t] = numbers(ended)
         scores[t, ended] = stepped.scores
 
-    after = critic(policy.tensors(sims.obs), numbers(sims.progress()))
+    obs = policy.tensors(sims.obs)
+    after = critic(obs, numbers(sims.progress()))
     add_past(buffer)
     add_values(buffer, critic, after, args.minibatch_size)
     if frozen is not None:

@@ -57,24 +57,21 @@ def half_stage2(name, *flags, iterations=50, removed=""):
     )
 
 
-def image_stage2():
-    """Push-T from images: one policy of a small network, improved. The critic sees, too.
-
-    Its encoder is most of an update's cost, so it takes fewer passes than on numbers.
-    """
+def image_stage2(name, steps, stage1, stage2):
+    """Push-T from images: one policy of a small network, improved. The critic sees, too."""
     return Experiment(
         group="stage2",
-        name="pusht-image",
+        name=name,
         task="pusht-image",
-        stage1=SMALL_IMAGE,
-        stage2=("--num-iterations", 60, "--critic-epochs", 3),
+        stage1=("--dims", 32, 64, *stage1),
+        stage2=stage2,
         stage1_seed=0,
-        budget=Budget(36_000, "steps"),
+        budget=Budget(steps, "steps"),
         starts=(STANDARD, UNUSED),
         result="stage2.csv",
         curve="pusht_dbpo.csv",
         keys=STAGE2_KEYS,
-        command="python reproduce.py stage2 --tasks pusht-image",
+        command=f"python reproduce.py stage2 --tasks {name}",
     )
 
 
@@ -119,10 +116,12 @@ def coarse_stage2(name, flags):
 
 
 SHIPPED = ("--data", "demos/pusht.npz")
-SMALL_IMAGE = ("--dims", 32, 64, "--eval-every", 6000)
 LOCOMOTION_STEPS = {"hopper": 6000, "walker2d": 6000, "halfcheetah": 4000, "ant": 4000}
 QUIET = ("--quiet", 0.25)
 TRIED = "its flags were tried in commit 482e2eb and are gone"
+# Where the encoder learns, it is most of an update's cost.
+FEWER_PASSES = ("--num-iterations", 60, "--critic-epochs", 3)
+TAUGHT = ("--teach", 6000, "--eval-every", 2000)
 HALF = (
     half_stage2("default"),
     half_stage2("z-alone", "--sigma", 0.02),
@@ -139,7 +138,8 @@ STAGE2 = (
     pusht_stage2("pusht-early-rho-0", steps=2000, flags=("--rho", 0)),
     *HALF,
     pusht_stage2("pusht-converged", steps=20_000, stage1_seed=0),
-    image_stage2(),
+    image_stage2("pusht-image", 36_000, ("--eval-every", 6000), FEWER_PASSES),
+    image_stage2("pusht-image-taught", 8000, TAUGHT, ("--keep-encoder",)),
     *(
         locomotion_stage2(task, steps=steps, anchor=anchor)
         for task, steps in LOCOMOTION_STEPS.items()

@@ -142,6 +142,17 @@ class Policy(nn.Module):
         frames = torch.as_tensor(frame, device=self.device)[None]
         return self.encoder.of_frames(name, frames)[0].cpu().numpy()
 
+    def keep_cameras(self):
+        """Keep the cameras' encoders as they are from now on."""
+        for camera in self.encoder.cameras:
+            camera.requires_grad_(False)
+
+    @torch.no_grad()
+    def seen(self, obs):
+        """Observations {name: (B, T_o, ...)} with features in the place of all pictures."""
+        features = self.encoder.of_cameras({name: obs[name] for name in self.frame_sizes})
+        return obs | {name: y.unflatten(0, (-1, self.T_o)) for name, y in features.items()}
+
     def taken(self, obs):
         """{name: (T_o, ..., dtype)}: what it takes where it is given obs."""
         due = {}

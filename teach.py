@@ -71,9 +71,3 @@ def teach(policy, windows, numbers, args, augment, quiet=False):
         raise BadInput("--teach: the loss was not finite: the demonstrations may be damaged")
     if not quiet:
         print(f"taught {args.teach} steps: {numbers.shape[1]} numbers, {100 * error:.2f} % off")
-
-
-def freeze(policy):
-    """Keep the cameras' encoders as they are from now on."""
-    for camera in policy.encoder.cameras:
-        camera.requires_grad_(False)

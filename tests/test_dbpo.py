@@ -70,6 +70,7 @@ def make_args(**change):
         "per_dimension": False,
         "smooth": 0.0,
         "shift": 0,
+        "keep_encoder": False,
     }
     return Namespace(**{**flags, **change})
 
