@@ -22,7 +22,7 @@ STAGE2_WORDS = {
     "pusht-early-rho-0": "early policy, with white noise (`--rho 0`)",
     "pusht-converged": "policy after 20,000 steps on human demonstrations",
     "pusht-image": "policy from images, 36,000 steps on human demonstrations (`--dims 32 64`)",
-    "pusht-image-taught": "policy from images, encoder taught first (`--teach 6000`)",
+    "pusht-image-kept": "policy from images, encoder taught first (`--teach 6000`), then kept",
     "hopper-anchor": "Hopper, 6000 steps of Stage 1",
     "hopper-no-anchor": "the same, without the anchor",
     "walker2d-anchor": "Walker2d, 6000 steps of Stage 1",

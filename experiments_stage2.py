@@ -139,7 +139,7 @@ STAGE2 = (
     *HALF,
     pusht_stage2("pusht-converged", steps=20_000, stage1_seed=0),
     image_stage2("pusht-image", 36_000, ("--eval-every", 6000), FEWER_PASSES),
-    image_stage2("pusht-image-taught", 8000, TAUGHT, ("--keep-encoder",)),
+    image_stage2("pusht-image-kept", 8000, TAUGHT, ("--keep-encoder",)),
     *(
         locomotion_stage2(task, steps=steps, anchor=anchor)
         for task, steps in LOCOMOTION_STEPS.items()
