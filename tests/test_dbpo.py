@@ -32,7 +32,7 @@ from baselines import prepare
 from conftest import ROOT, cli, write_demos
 from dbpo_loss import Actor, Critic, actor_loss, critic_loss, gae, log_prob
 from dbpo_noise import SIGMAS, added, bearable, noise_for
-from dbpo_ppo import anchor_weight, annealed, learning_rates, paced, verdict
+from dbpo_ppo import anchor_weight, annealed, learning, learning_rates, paced, verdict
 from dbpo_rollout import (
     apply,
     chunk_reward,
@@ -125,9 +125,9 @@ def filled(policy, task, *, S=6, N=4, frozen=None, sigma=0.1, seed=0, **flags):
     actor = Actor(policy, sigma, (0.5, 2), rho=0.9)
     critic = Critic(policy)
     sims = simulators(task, N, seed)
-    buffer = make_buffer(policy, S, N)
-    generator = torch.Generator().manual_seed(seed)
     args = make_args(**flags)
+    buffer = make_buffer(policy, S, N, args.keep_encoder)
+    generator = torch.Generator().manual_seed(seed)
     scores, _ = collect(actor, critic, frozen, sims, buffer, task, args, generator)
     buffer["advantage"] = torch.randn(S, N, generator=torch.Generator().manual_seed(1))
     buffer["return"] = buffer["advantage"] + buffer["value"]
@@ -401,6 +401,31 @@ def test_pictures_are_stored_as_they_were_seen(shift):
     loss, _ = actor_loss(actor, b, make_args(smooth=1.0), anchor=0.0)
     loss.backward()
     assert all(p.grad.abs().max() > 0 for p in actor.policy.encoder.parameters())
+
+
+def test_a_kept_encoder_is_asked_once():
+    """With --keep-encoder the buffer holds what it makes of the pictures; no update moves it."""
+    policy = seeing_policy()
+    pictures = filled(policy, BAR, S=3, N=4)[2]["obs"]
+    policy.keep_cameras()
+    before = copy.deepcopy(policy.state_dict())
+    actor, critic, buffer, _ = filled(policy, BAR, S=3, N=4, keep_encoder=True)
+    assert buffer["obs"]["front"].shape == (3, 4, BAR.T_o, policy.frame_sizes["front"])
+    assert buffer["obs"]["front"].std() > 1e-3
+    first = {k: v[0] for k, v in pictures.items()}  # later ones follow other actions
+    torch.testing.assert_close(buffer["obs"]["front"][0], policy.seen(first)["front"])
+    b = flat(buffer)
+    loss, figures = actor_loss(actor, b, make_args(), anchor=0.0)
+    assert figures["off"] < 1e-4  # the ratio is 1
+    (loss + critic_loss(critic, b, make_args())[0]).backward()
+    for module in (actor.policy, critic):
+        learns = {k: p.grad is not None for k, p in module.named_parameters()}
+        assert not any(v for k, v in learns.items() if k.startswith("encoder."))
+        assert all(v for k, v in learns.items() if not k.startswith("encoder."))
+    torch.optim.Adam(learning(actor)).step()
+    after = policy.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved == {k for k, _ in policy.named_parameters() if not k.startswith("encoder.")}
 
 
 def test_regression_explores_around_what_it_is_deployed_with():
@@ -782,11 +807,13 @@ def test_a_longer_run_is_compared_anew(tmp_path, init, no_picture):
     )
 
 
-@pytest.mark.parametrize("name", ["pusht", "pusht-image", "hopper"])
-def test_killed_and_resumed(tmp_path, name, no_picture):
+@pytest.mark.parametrize(
+    "name, own", [("pusht", []), ("pusht-image", ["--keep-encoder"]), ("hopper", [])]
+)
+def test_killed_and_resumed(tmp_path, name, own, no_picture):
     """SIGKILL in mid-episode, then --resume: all equals an unbroken run bit for bit."""
     make_policy(TASKS[name]).save(tmp_path / "init.pt")
-    flags = ["--num-iterations", 8, *SMALL]
+    flags = ["--num-iterations", 8, *SMALL, *own]
     whole, cut = (tmp_path / n for n in ("whole", "cut"))
     ppo("--init", tmp_path / "init.pt", *flags, "--out", whole)
     command = [sys.executable, ROOT / "dbpo_ppo.py", "--init", tmp_path / "init.pt", *flags]
