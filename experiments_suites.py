@@ -1,9 +1,10 @@
 """The experiments of the suites with stages or arms, by scripted data: Table I's, and two UR5 arms.
 
 Every setting learns from successes of the task's scripted expert: those that ship if there are as
-many, else `reproduce.py suites` records them first. All settings of a task but "long" take as many
-steps, and learn with the network that is the default on a CPU, on a GPU, too. With steps of 256
-observations a training takes hours on a CPU core: add --device cuda where there is one.
+many, else `reproduce.py suites` records them first. All settings of a task but "long" and
+"taught" take as many steps, and learn with the network that is the default on a CPU, on a GPU, too.
+With steps of 256 observations a training takes hours on a CPU core: add --device cuda where there
+is one.
 """
 
 import shlex
@@ -76,6 +77,12 @@ def long(scene, steps, batch, task=None):
     return setting(scene, "long", *small, task=task, seeds=(0,), steps=steps, batch=batch)
 
 
+def taught(scene, task):
+    """From pictures, by encoders that were first taught the scene's numbers (beyond the paper)."""
+    flags = ("--dims", 32, 64, "--teach", 6000)
+    return setting(scene, "taught", *flags, task=task, steps=8000, batch=32)
+
+
 SUITES = (
     setting("blockpush", "dbp"),  # K 2, absolute places
     setting("kitchen", "dbp"),
@@ -85,6 +92,9 @@ SUITES = (
     *(setting(scene, "state", task=f"{scene}-state") for scene in UR5),
     setting("ur5-lift", "no-to-end", "--no-to-end", task="ur5-lift-state", seeds=(0,)),
     *(setting(scene, "dbp") for scene in UR5),
+    taught("lift", "lift-image"),
+    taught("can", "can-image"),
+    *(taught(scene, scene) for scene in UR5),
     long("ur5-transport", 30_000, 32, task="ur5-transport-state"),
     long("tool-hang", 40_000, 128),
     long("transport", 40_000, 128),
@@ -103,7 +113,9 @@ SUITES = (
 
 def scene_of(task):
     """The scene of a task of the table, whose data it shares."""
-    return task.removesuffix("-delta").removesuffix("-state")
+    for what in ("-delta", "-state", "-image"):
+        task = task.removesuffix(what)
+    return task
 
 
 def batch_of(experiment):
