@@ -47,6 +47,7 @@ class Experiment:
     stage1: tuple = ()  # flags of dbp_train.py besides seed, budget, data and batch
     stage2: tuple = ()  # flags of dbpo_ppo.py besides seed and checkpoint
     stage1_seed: int = None  # Stage 2: of the policy that all seeds begin from; None: their own
+    dims: str = "auto"  # channels of the network; auto: what a CPU has by default
     nfe: tuple = (1,)  # network evaluations an action, each of which becomes a row
     seeds: tuple = (0, 1, 2)
     budget: Budget = None

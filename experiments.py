@@ -75,12 +75,14 @@ PUSHT = tuple(
 )
 
 
-def pusht_steps(method, budget, seeds=(0, 1, 2)):
+def pusht_steps(method, budget, seeds=(0, 1, 2), dims="auto"):
     """Push-T by a method at a number of steps, on starts that chose nothing."""
+    command = f"python reproduce.py pusht --steps {budget.amount} --eval-every 4000 --threads 1"
     return Experiment(
         group="pusht",
         name=method,
         stage1=CONVERGING[method],
+        dims=dims,
         nfe=METHOD_NFE[method],
         seeds=seeds,
         budget=budget,
@@ -88,11 +90,13 @@ def pusht_steps(method, budget, seeds=(0, 1, 2)):
         starts=(STANDARD, FRESH),
         paper=TABLE_1.get(method),
         result="pusht_methods.csv",
-        command=f"python reproduce.py pusht --steps {budget.amount} --eval-every 4000 --threads 1",
+        command=command if dims == "auto" else f"{command} --dims {dims}",
     )
 
 
 PUSHT_CONVERGED = tuple(pusht_steps(method, CONVERGED) for method in CONVERGING)
+SMALLEST = "32 64"  # channels of a network of 0.6 M parameters
+PUSHT_SMALL = tuple(pusht_steps(method, CONVERGED, dims=SMALLEST) for method in CONVERGING)
 PUSHT_LONG = tuple(pusht_steps(method, LONG, seeds=(0,)) for method in ("dbp", "diffusion"))
 
 MULTIMODAL = tuple(
@@ -362,6 +366,7 @@ class Claim:
     below: str
     starts: Starts = STANDARD
     length: str = None
+    dims: str = "auto"
 
 
 def ablation_claim(group, above, below, says):
@@ -370,7 +375,7 @@ def ablation_claim(group, above, below, says):
     return Claim(table=group, says=says, result=result, above=above, below=below)
 
 
-def methods_claim(table, below, says, starts, length):
+def methods_claim(table, below, says, starts, length, dims="auto"):
     """A claim on DBP with one evaluation against another method on Push-T."""
     return Claim(
         table=table,
@@ -380,6 +385,7 @@ def methods_claim(table, below, says, starts, length):
         below=below,
         starts=starts,
         length=str(length),
+        dims=dims,
     )
 
 
@@ -397,6 +403,11 @@ CLAIMS = (
     ),
     *(
         methods_claim("pusht_converged", below, says, starts, CONVERGED)
+        for below, says in METHOD_PAIRS.items()
+        for starts in (STANDARD, FRESH)
+    ),
+    *(
+        methods_claim("pusht_small", below, says, starts, CONVERGED, SMALLEST)
         for below, says in METHOD_PAIRS.items()
         for starts in (STANDARD, FRESH)
     ),
@@ -423,6 +434,7 @@ ABLATIONS = {"K": ABLATE_K, "temp": ABLATE_TEMP, "mode": ABLATE_MODE, "beyond": 
 EXPERIMENTS = (
     HUMAN,
     *PUSHT,
+    *PUSHT_SMALL,
     *PUSHT_CONVERGED,
     *PUSHT_LONG,
     *MULTIMODAL,
@@ -441,6 +453,7 @@ EXPERIMENTS = (
 )
 # What `reproduce.py queue` works through: experiments with the seeds that come before the next.
 QUEUE = (
+    (PUSHT_SMALL, (0, 1, 2)),
     (PUSHT_CONVERGED, (0,)),
     (PUSHT_CONVERGED, (1, 2)),
     (PUSHT_LONG, (0,)),

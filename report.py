@@ -76,6 +76,7 @@ def verdict_rows(results):
     sections = {
         "Push-T, equal minutes": verdicts("pusht_methods", results),
         "Push-T, at convergence": verdicts("pusht_converged", results),
+        "Push-T, at convergence, 0.6 M parameters": verdicts("pusht_small", results),
         "latency": [latency_verdict(results)],
         "hypotheses K": verdicts("K", results),
         "temperatures": verdicts("temp", results),

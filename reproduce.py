@@ -57,7 +57,8 @@ POSITIVE = (
 
 def key_rows(experiment, seed):
     """The key columns of the rows that a seed of an experiment leaves in its table."""
-    row = {"seed": seed, "task": experiment.task, "flags": experiment.name, "dims": "auto"}
+    row = {"seed": seed, "task": experiment.task, "flags": experiment.name}
+    row["dims"] = experiment.dims
     if experiment.budget:
         row |= {"length": str(experiment.budget), "epochs": f"{experiment.budget.amount:g}"}
     for nfe, starts in itertools.product(experiment.nfe, experiment.starts):
@@ -96,6 +97,8 @@ def listing(args):
 def title(experiment):
     """An experiment's name, with its task where the name does not tell it."""
     name = experiment.name
+    if experiment.dims != "auto":
+        name += f", channels {experiment.dims}"
     return f"{experiment.task}, {name}" if experiment.group == "suites" else name
 
 

@@ -76,7 +76,8 @@ def pusht_score(experiment, nfe, seed, args):
 def print_settings(papers, result, args):
     """Print the table's rows of these flags beside the paper's scores. papers: setting -> score."""
     starts = Starts(episodes=args.episodes, first_seed=args.start_seed)
-    rows = select(at(read(Path(args.results, result)), starts), length=budget_of(args))
+    rows = at(read(Path(args.results, result)), starts)
+    rows = select(rows, length=budget_of(args), dims=dims_of(args))
     found = {r["setting"] for r in rows}
     print(setting_table(rows, {name: paper for name, paper in papers.items() if name in found}))
 

@@ -113,13 +113,13 @@ class Results:
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def rows(self, name):
+    def rows(self, name, dims="auto"):
         """The rows of one of its CSV files; none if there is no such file.
 
-        Of a table that tells the network's channels, only those with the default ones.
+        Of a table that tells the network's channels, only those with these.
         """
         rows = read(self.folder / name)
-        return [r for r in rows if name in OWN_NETWORKS or r.get("dims", "auto") == "auto"]
+        return [r for r in rows if name in OWN_NETWORKS or r.get("dims", dims) == dims]
 
     def json(self, name):
         """The object in one of its JSON files. Raises BadInput if it is missing or damaged."""

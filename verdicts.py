@@ -40,7 +40,7 @@ def separation(difference):
 
 def judge(claim, results):
     """The Verdict on a Claim of experiments.py."""
-    rows = at(results.rows(claim.result), claim.starts)
+    rows = at(results.rows(claim.result, claim.dims), claim.starts)
     if claim.length:
         rows = select(rows, length=claim.length)
     above = select(rows, setting=claim.above)
