@@ -31,6 +31,8 @@ STAGE2_WORDS = {
     "halfcheetah-no-anchor": "the same, without the anchor",
     "ant-anchor": "Ant, 4000 steps of Stage 1",
     "ant-no-anchor": "the same, without the anchor",
+    "lift-online-anchor": "RoboMimic's lift, 500 steps of Stage 1, sparse reward",
+    "lift-online-no-anchor": "the same, without the anchor",
     "pusht-shipped-falling": "first command's, with `--sigma-final 0.3 --smooth 1`",
     "pusht-early-falling": "early policy, with `--sigma-final 0.3 --smooth 1`",
     "pusht-shipped-staying": "first command's, with `--sigma-final 1`",
@@ -78,7 +80,7 @@ def stage2_lines(rows, words):
     lines = []
     for name, what in words.items():
         for r in select(rows, setting=name):
-            digits = 3 if name.startswith("pusht") else 0
+            digits = 0 if name.split("-")[0] in LOCOMOTION else 3
             jerk = ", ".join(
                 f"{v:.3g}" for n in ("before", "after") for v in column([r], f"jerk_{n}")
             )
@@ -224,7 +226,7 @@ def over_seeds(rows):
             same = select(own, episodes=starts[0], start_seed=starts[1])
             if len(same) < 2:
                 continue
-            digits = 3 if name.startswith("pusht") else 0
+            digits = 0 if name.split("-")[0] in LOCOMOTION else 3
             began = same[:1] if len({r["before"] for r in same}) == 1 else same  # one policy
             scores = [score(began, digits, "before"), score(same, digits, "after")]
             success = jerk = "—"

@@ -94,6 +94,29 @@ def locomotion_stage2(task, *, steps, anchor, white=False):
     )
 
 
+def robomimic_stage2(task, *, steps, anchor):
+    """RoboMimic by sparse reward: one early policy a task, improved with three seeds.
+
+    A simulator is slow, so there is an episode of each of 16 an iteration, and 20 episodes for each
+    noise that is tried.
+    """
+    flags = ("--num-steps", 75, "--num-iterations", 40, "--noise-episodes", 20, "--eval-every", 20)
+    name = f"{task}-anchor" if anchor else f"{task}-no-anchor"
+    return Experiment(
+        group="stage2",
+        name=name,
+        task=task,
+        stage2=flags if anchor else (*flags, *NO_ANCHOR),
+        stage1_seed=0,
+        budget=Budget(steps, "steps"),
+        starts=(STANDARD,),
+        result="stage2.csv",
+        curve="robomimic_dbpo.csv",
+        keys=STAGE2_KEYS,
+        command=f"python reproduce.py stage2 --tasks {task}" + ("" if anchor else " --no-anchor"),
+    )
+
+
 def coarse_stage2(name, flags):
     """Hopper with ten times the learning rate and no bound on the KL: one seed."""
     coarse = ("--lr", "5e-4", "--target-kl", "1e9", "--num-iterations", 60, *flags)
@@ -145,6 +168,7 @@ STAGE2 = (
         for task, steps in LOCOMOTION_STEPS.items()
         for anchor in (True, False)
     ),
+    *(robomimic_stage2("lift-online", steps=500, anchor=anchor) for anchor in (True, False)),
     pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=FALLING),
     pusht_stage2("pusht-early", steps=2000, removed=FALLING),
     pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=STAYING),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cells import by_seed, leads
-from experiment_row import LOCOMOTION_STARTS, UNUSED
+from experiment_row import LOCOMOTION_STARTS, STANDARD, UNUSED
 from experiments import CLAIMS
 from experiments_stage2 import PAPER_RETURN
 from tables import anchor_pair, at, interval, mean, paired, select
@@ -103,6 +103,7 @@ DEFAULT_KINDS = (
     ("walker2d", LOCOMOTION_STARTS, 0),
     ("halfcheetah", LOCOMOTION_STARTS, 0),
     ("ant", LOCOMOTION_STARTS, 0),
+    ("lift-online", STANDARD, 3),
 )
 
 
