@@ -75,19 +75,31 @@ def image_stage2(name, steps, stage1, stage2):
     )
 
 
-def locomotion_stage2(task, *, steps, anchor, white=False):
-    """Locomotion: one medium policy a task, improved with three seeds."""
+def task_stage2(
+    task,
+    *,
+    steps,
+    anchor,
+    flags=(),
+    starts=LOCOMOTION_STARTS,
+    curve="locomotion_dbpo.csv",
+    white=False,
+):
+    """One early policy of a task, improved with three seeds: locomotion, if nothing else is said.
+
+    flags: of dbpo_ppo.py, besides the anchor's. white: see WHITE.
+    """
     name = f"{task}-white" if white else task
     return Experiment(
         group="stage2",
         name=f"{name}-anchor" if anchor else f"{name}-no-anchor",
         task=task,
-        stage2=() if anchor else NO_ANCHOR,
+        stage2=flags if anchor else (*flags, *NO_ANCHOR),
         stage1_seed=0,
         budget=Budget(steps, "steps"),
-        starts=(LOCOMOTION_STARTS,),
+        starts=(starts,),
         result="stage2.csv",
-        curve="locomotion_dbpo.csv",
+        curve=curve,
         keys=STAGE2_KEYS,
         command=f"python reproduce.py stage2 --tasks {task}" + ("" if anchor else " --no-anchor"),
         removed=WHITE if white else "",
@@ -95,25 +107,15 @@ def locomotion_stage2(task, *, steps, anchor, white=False):
 
 
 def robomimic_stage2(task, *, steps, anchor):
-    """RoboMimic by sparse reward: one early policy a task, improved with three seeds.
-
-    A simulator is slow, so there is an episode of each of 16 an iteration, and 20 episodes for each
-    noise that is tried.
-    """
+    """RoboMimic by sparse reward: an episode of each of 16 slow simulators an iteration."""
     flags = ("--num-steps", 75, "--num-iterations", 40, "--noise-episodes", 20, "--eval-every", 20)
-    name = f"{task}-anchor" if anchor else f"{task}-no-anchor"
-    return Experiment(
-        group="stage2",
-        name=name,
-        task=task,
-        stage2=flags if anchor else (*flags, *NO_ANCHOR),
-        stage1_seed=0,
-        budget=Budget(steps, "steps"),
-        starts=(STANDARD,),
-        result="stage2.csv",
+    return task_stage2(
+        task,
+        steps=steps,
+        anchor=anchor,
+        flags=flags,
+        starts=STANDARD,
         curve="robomimic_dbpo.csv",
-        keys=STAGE2_KEYS,
-        command=f"python reproduce.py stage2 --tasks {task}" + ("" if anchor else " --no-anchor"),
     )
 
 
@@ -164,7 +166,7 @@ STAGE2 = (
     image_stage2("pusht-image", 36_000, ("--eval-every", 6000), FEWER_PASSES),
     image_stage2("pusht-image-kept", 8000, TAUGHT, ("--keep-encoder",)),
     *(
-        locomotion_stage2(task, steps=steps, anchor=anchor)
+        task_stage2(task, steps=steps, anchor=anchor)
         for task, steps in LOCOMOTION_STEPS.items()
         for anchor in (True, False)
     ),
@@ -177,7 +179,7 @@ STAGE2 = (
     pusht_stage2("pusht-early", steps=2000, anchor=False, removed=WHITE),
     pusht_stage2("pusht-best", steps=8000, removed=WHITE),
     *(
-        locomotion_stage2(task, steps=steps, anchor=anchor, white=True)
+        task_stage2(task, steps=steps, anchor=anchor, white=True)
         for task, steps in LOCOMOTION_STEPS.items()
         for anchor in (True, False)
     ),
