@@ -1,5 +1,6 @@
 """The flags of Stage 2: what they mean, their defaults by task, and what is refused."""
 
+import argparse
 import math
 from pathlib import Path
 
@@ -129,9 +130,9 @@ def add_rollout(p):
     )
     g.add_argument(
         "--keep-encoder",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="keep the cameras' encoders as they are; the buffer then holds their features in the "
-        "place of pictures",
+        "place of pictures. If not given, they are kept where Stage 1 kept them (--teach)",
     )
     g.add_argument("--one-process", action="store_true", help="keep all simulators in this process")
 
@@ -292,7 +293,7 @@ def policy_and_task(args):
         args.init = str(Path(args.out) / "init.pt")
     if not args.init:
         raise BadInput("--init is missing: give the ckpt.pt of a Stage-1 run")
-    policy, _ = Policy.load(args.init, args.device, task=args.task)
+    policy, made_with = Policy.load(args.init, args.device, task=args.task)
     task = task_named(policy.task)
     policy.check_task(task, args.init)
     if policy.method not in ("dbp", "bc"):
@@ -305,6 +306,8 @@ def policy_and_task(args):
             f"{args.init} has T_p {policy.T_p}, not {args.T_p}: pass a checkpoint of that horizon"
         )
     policy.set_executed(policy.T_a if args.T_a is None else args.T_a)
+    if args.keep_encoder is None:
+        args.keep_encoder = bool(made_with.get("teach") or made_with.get("keep_encoder"))
     args.task = task.name
     args.T_p = policy.T_p
     args.T_a = policy.T_a

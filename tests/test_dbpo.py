@@ -1181,6 +1181,21 @@ def test_defaults_of_a_task(init, tmp_path):
     assert args.gamma == PUSHT.stage2["gamma"] and args.out == "runs/pusht-dbpo-seed0"
 
 
+def test_taught_encoders_are_kept_by_default(tmp_path):
+    """Where Stage 1 kept the encoders, or an earlier Stage 2 did; a flag that is given wins."""
+    path = tmp_path / "seen.pt"
+    ask = ("--init", path, "--device", "cpu")
+    for flags, kept in (
+        ({}, False),
+        ({"teach": None}, False),
+        ({"teach": 6000}, True),
+        ({"keep_encoder": True}, True),
+    ):
+        make_policy(TASKS["pusht-image"]).save(path, flags=flags)
+        assert resolved(*ask).keep_encoder is kept
+    assert resolved(*ask, "--no-keep-encoder").keep_encoder is False
+
+
 def test_no_simulator(init, tmp_path, monkeypatch, capsys):
     """A task without a simulator cannot be improved by rolling out, and that costs one line."""
     monkeypatch.setitem(envs.TASKS, "pusht", replace(PUSHT, env=None))
