@@ -80,6 +80,7 @@ def task_stage2(
     *,
     steps,
     anchor,
+    stage1=(),
     flags=(),
     starts=LOCOMOTION_STARTS,
     curve="locomotion_dbpo.csv",
@@ -87,13 +88,14 @@ def task_stage2(
 ):
     """One early policy of a task, improved with three seeds: locomotion, if nothing else is said.
 
-    flags: of dbpo_ppo.py, besides the anchor's. white: see WHITE.
+    stage1: flags of dbp_train.py; flags: of dbpo_ppo.py, besides the anchor's. white: see WHITE.
     """
     name = f"{task}-white" if white else task
     return Experiment(
         group="stage2",
         name=f"{name}-anchor" if anchor else f"{name}-no-anchor",
         task=task,
+        stage1=stage1,
         stage2=flags if anchor else (*flags, *NO_ANCHOR),
         stage1_seed=0,
         budget=Budget(steps, "steps"),
@@ -108,12 +110,12 @@ def task_stage2(
 
 def robomimic_stage2(task, *, steps, anchor):
     """RoboMimic by sparse reward: an episode of each of 16 slow simulators an iteration."""
-    flags = ("--num-steps", 75, "--num-iterations", 40, "--noise-episodes", 20, "--eval-every", 20)
     return task_stage2(
         task,
         steps=steps,
         anchor=anchor,
-        flags=flags,
+        stage1=("--dims", 32, 64, "--T-a", 4),
+        flags=("--sigma", 0.06, "--num-iterations", 30, "--eval-every", 15),
         starts=STANDARD,
         curve="robomimic_dbpo.csv",
     )
@@ -170,7 +172,7 @@ STAGE2 = (
         for task, steps in LOCOMOTION_STEPS.items()
         for anchor in (True, False)
     ),
-    *(robomimic_stage2("lift-online", steps=500, anchor=anchor) for anchor in (True, False)),
+    *(robomimic_stage2("lift-delta", steps=500, anchor=anchor) for anchor in (True, False)),
     pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=FALLING),
     pusht_stage2("pusht-early", steps=2000, removed=FALLING),
     pusht_stage2("pusht-shipped", steps=8000, stage1=SHIPPED, stage1_seed=0, removed=STAYING),

@@ -103,7 +103,7 @@ DEFAULT_KINDS = (
     ("walker2d", LOCOMOTION_STARTS, 0),
     ("halfcheetah", LOCOMOTION_STARTS, 0),
     ("ant", LOCOMOTION_STARTS, 0),
-    ("lift-online", STANDARD, 3),
+    ("lift-delta", STANDARD, 3),
 )
 
 
