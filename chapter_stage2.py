@@ -124,7 +124,8 @@ def stage2_smooth(results):
         " without the anchor began from. Hopper's seed 0 with the anchor is the run by which"
         " locomotion's KL and its staying noise were chosen, on other starts (see the ways tried on"
         " Hopper); seeds 1 and 2 chose nothing. From images: 60 iterations, three passes of the"
-        " critic; where the encoder is kept, `--keep-encoder` and no other flag."
+        " critic; where the encoder is kept, `--keep-encoder` and no other flag, with two or three"
+        " other runs at work beside it."
     )
     yield table(STAGE2_HEAD, stage2_lines(rows, STAGE2_WORDS))
     yield from over_seeds(own)
