@@ -151,8 +151,7 @@ def collect(actor, critic, frozen, sims, buffer, task, args, generator):
         buffer["ended"][t] = numbers(ended)
         scores[t, ended] = stepped.scores
 
-    obs = policy.tensors(sims.obs)
-    after = critic(obs, numbers(sims.progress()))
+    after = critic(policy.tensors(sims.obs), numbers(sims.progress()))
     add_past(buffer)
     add_values(buffer, critic, after, args.minibatch_size)
     if frozen is not None:
