@@ -251,9 +251,10 @@ def word_for_word(results):
         a fresh environment, 2 cores; 27.2 minutes of Stage 1 and 31.7 of Stage 2; 2026-11-27): the
         last one ends with 0.916 -> 0.973 on the 50 standard starts, success 0.28 -> 0.64; with
         commit 1fc4773 and up to three other runs at work it took 34.4 and 26.8 minutes and ended
-        with the same figures. A day before, on a machine that took 13.5 and 22.1 minutes (commit 4e2ee9f), it ended with 0.891
-        -> 0.970, success 0.12 -> 0.64; why the same seed differs was not looked into. The later
-        run on 200 starts from 500000: {before["score"]:.3f} before, {after["score"]:.3f}
+        with the same figures. A day before, on a machine that took 13.5 and 22.1 minutes (commit
+        4e2ee9f), it ended with 0.891 -> 0.970, success 0.12 -> 0.64; why the same seed differs was
+        not looked into. The run of dd91cea on 200 starts from 500000:
+        {before["score"]:.3f} before, {after["score"]:.3f}
         [{low:.3f}, {high:.3f}] after; success {before["success"]:.2f} before,
         {after["success"]:.2f} after; jerk {before["jerk"]:.1f} before, {after["jerk"]:.1f} after
         (`results/pusht_command_*.json`)."""
